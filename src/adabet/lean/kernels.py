@@ -1,0 +1,155 @@
+"""Convolution and its two gradients as pure functions, each with as little workspace as PyTorch's kernels allow.
+
+What stock autograd cannot avoid, these can: the gradient of the input needs no input, and a pointwise convolution
+is a matrix product. On a CPU with several threads PyTorch lays out both tensors of a contiguous convolution
+anew; for the pointwise ones that doubles to quintuples the memory of the call, at equal speed or worse.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ONEDNN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+PRODUCT_TYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+class Geometry(NamedTuple):
+    """How a convolution walks, in the argument order of ``torch.convolution``."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+
+def is_pointwise(x: Tensor, weight: torch.Size, geometry: Geometry) -> bool:
+    """Whether to run a convolution as a product of matrices: kernel of one, on a CPU, in a dense layout."""
+    return (
+        geometry.groups == 1
+        and all(length == 1 for length in weight[2:])
+        and not any(geometry.padding)
+        and not geometry.transposed
+        and x.device.type == "cpu"
+        and x.dtype in PRODUCT_TYPES
+        and x.is_contiguous(memory_format=_memory_format(x))
+    )
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Convolution of a batch, ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``, all of one type."""
+    if is_pointwise(x, weight.shape, geometry):
+        return _mix_channels(_subsample(x, geometry), weight.flatten(1), bias)
+    return torch.convolution(x, weight, bias, *geometry)
+
+
+def input_gradient(gradient: Tensor, weight: Tensor, size: torch.Size, geometry: Geometry) -> Tensor:
+    """Gradient with respect to the input, of ``size``, without the input.
+
+    On a CPU it is the adjoint convolution, for a ``convolution_backward`` without an input would still allocate
+    one there. Elsewhere, and for types that oneDNN does not serve, it is the stock kernel on a one-element stand-in.
+    """
+    if is_pointwise(gradient, weight.shape, geometry):
+        small = _mix_channels(gradient, weight.flatten(1).t(), None)
+        if small.shape == size:
+            return small
+        whole = _empty(size, gradient).zero_()
+        _every(whole, geometry.stride).copy_(small)
+        return whole
+    if gradient.device.type == "cpu" and gradient.dtype in ONEDNN_TYPES and torch.backends.mkldnn.is_available():
+        return torch.convolution(gradient, weight, None, *_adjoint(gradient.shape, weight.shape, size, geometry))
+    stand_in = gradient.new_empty(1).expand(size)
+    in_layout = weight.contiguous(memory_format=_memory_format(gradient))
+    return _stock_gradients(gradient, stand_in, in_layout, geometry, (True, False))[0]
+
+
+def weight_gradient(gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry) -> Tensor:
+    """Gradient with respect to a weight of ``size``, without the weight."""
+    if not is_pointwise(x, size, geometry):
+        return _stock_gradients(gradient, x, x.new_empty(size), geometry, (False, True))[1]
+    total = torch.zeros(size[:2], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    samples = zip(gradient.flatten(2), _subsample(x, geometry).flatten(2), strict=True)
+    for sample_gradient, sample in samples:
+        if sample.dtype is total.dtype:
+            total.addmm_(sample_gradient, sample.t())
+        else:  # a sum in low precision would round at every sample
+            total += sample_gradient @ sample.t()
+    return total.view(size)
+
+
+def both_gradients(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to the input and the weight, in one call of the stock kernel where that serves."""
+    if is_pointwise(gradient, weight.shape, geometry):
+        return (
+            input_gradient(gradient, weight, x.shape, geometry),
+            weight_gradient(gradient, x, weight.shape, geometry),
+        )
+    return _stock_gradients(gradient, x, weight, geometry, (True, True))
+
+
+def select_channels(x: Tensor, channels: Tensor | None) -> Tensor:
+    """A copy of some channels, ``(N, C, *spatial)``, in the layout of ``x``; None stands for all and copies nothing."""
+    if channels is None:
+        return x
+    return x.index_select(1, channels).contiguous(memory_format=_memory_format(x))
+
+
+def bias_gradient(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradient with respect to the bias: the sum over everything but channels, accumulated in ``dtype``."""
+    return gradient.sum([0, *range(2, gradient.dim())], dtype=dtype)
+
+
+def _stock_gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    gradients = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, (*wanted, False))
+    return gradients[0], gradients[1]
+
+
+def _adjoint(gradient: torch.Size, weight: torch.Size, size: torch.Size, geometry: Geometry) -> Geometry:
+    """The convolution that takes the output's gradient back to an input of ``size``.
+
+    A strided convolution maps several input sizes to one output size; the output padding of its adjoint says which.
+    """
+    if geometry.transposed:
+        return geometry._replace(transposed=False, output_padding=(0,) * len(geometry.stride))
+    walk = zip(size[2:], gradient[2:], weight[2:], geometry.stride, geometry.padding, geometry.dilation, strict=True)
+    rest = tuple(
+        length - ((steps - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
+        for length, steps, kernel, stride, padding, dilation in walk
+    )
+    return geometry._replace(transposed=True, output_padding=rest)
+
+
+def _mix_channels(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """Product of a matrix ``(C_out, C_in)`` with every pixel's channels, in the layout of ``x``."""
+    out = _empty((x.shape[0], matrix.shape[0], *x.shape[2:]), x)
+    matrices = matrix.expand(x.shape[0], -1, -1)
+    if bias is None:
+        torch.bmm(matrices, x.flatten(2), out=out.flatten(2))
+    else:
+        torch.baddbmm(bias.unsqueeze(1), matrices, x.flatten(2), out=out.flatten(2))
+    return out
+
+
+def _empty(size: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=_memory_format(like))
+
+
+def _subsample(x: Tensor, geometry: Geometry) -> Tensor:
+    """The pixels that a pointwise convolution reads."""
+    return _every(x, geometry.stride).contiguous(memory_format=_memory_format(x))
+
+
+def _every(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    return x[(..., *(slice(None, None, step) for step in stride))]
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Channels-last where the tensor is dense in that layout only, else contiguous."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(x.dim(), torch.contiguous_format)
+    return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format

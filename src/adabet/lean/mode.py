@@ -1,0 +1,57 @@
+"""The lean autograd mode: operations keep for the backward pass only what the selection needs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+from adabet.lean.rules import RULES
+
+
+class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is used
+    """Run forward passes so that autograd keeps only what the trainable parameters need.
+
+    Whatever has a rule (convolution, linear, norms, activations, pooling, ...) is replaced as it is called;
+    the rule looks at ``requires_grad`` then, so the same mode serves any model and any selection, also one that
+    changes while training. Everything else goes through untouched: operations without a rule, whatever runs
+    under ``torch.no_grad``, tensor subclasses, ``torch.func`` transforms, forward-mode differentiation,
+    ``torch.jit.trace`` and ``torch.compile`` (which decides for itself what to keep).
+
+    Only the forward pass has to run inside. A backward pass that recomputes (``torch.utils.checkpoint``) runs its
+    forward again, so that one belongs inside too, or the checkpoint's ``context_fn`` enters the mode.
+
+    Example:
+        >>> layer = torch.nn.Conv2d(3, 8, 3).requires_grad_(False)
+        >>> x = torch.randn(2, 3, 8, 8, requires_grad=True)
+        >>> with lean():
+        ...     y = layer(x)
+        >>> y.sum().backward()
+        >>> x.grad.shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the rule of ``func`` if it has one that applies here, else ``func`` itself."""
+        stand_in = RULES.get(func)
+        if stand_in is None or not torch.is_grad_enabled() or not _is_plain_autograd(types):
+            stand_in = func
+        return stand_in(*args, **(kwargs or {}))
+
+
+def _is_plain_autograd(types: Sequence[type]) -> bool:
+    """Whether reverse-mode autograd over plain tensors is all that goes on."""
+    return (
+        all(kind is torch.Tensor or kind is torch.nn.Parameter for kind in types)
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+    )

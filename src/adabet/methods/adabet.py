@@ -1,0 +1,156 @@
+"""AdaBet: layers whose activations have the most complex topology for their size."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from adabet.errors import OptionError
+from adabet.layers import Layer
+from adabet.methods.registry import Request, register
+from adabet.ranking import AXES, SLICEABLE, RankedLayer, Ranking
+from adabet.topology import Probe, Prober, betti_one
+from adabet.topology.stability import half_counts, spearman
+
+NORMALIZE = ("activations", "parameters", "none")
+
+UNSTABLE = 0.5
+"""Rank correlation between halves of the samples below which a ranking is called unstable."""
+
+
+@register(
+    "adabet",
+    needs="forward passes over about 40 unlabelled samples",
+    source="Tenison et al. 2026, arXiv 2510.03101",
+)
+def rank_adabet(
+    request: Request,
+    *,
+    samples: int = 40,
+    normalize: str = "activations",
+    channels: float = 0.0,
+    axis: str = "out",
+    samples_in_memory: int | None = None,
+    sketch: int | None = None,
+    min_persistence: float | None = None,
+) -> Ranking:
+    """Loops in the cloud of a layer's activations (first Betti number) over their number.
+
+    Args:
+        request: model, batches and what all methods share.
+        samples: how many samples to pool; the paper's 5 batches of 8.
+        normalize: what the Betti number is divided by: ``"activations"`` (elements of the layer's output for one
+            sample, the paper's), ``"parameters"``, or ``"none"``.
+        channels: share of the best layers whose channels are ranked too, by the loops in each channel's own
+            cloud; takes another round of forward passes. 0 for none.
+        axis: whose channels those are, the layers' outputs (``"out"``, the paper's) or inputs (``"in"``).
+        samples_in_memory: see `Prober`.
+        sketch: see `Prober`.
+        min_persistence: count only loops that live longer than this, in the units of the distances; through ripser.
+
+    Raises:
+        OptionError: if normalize or channels make no sense.
+        ActivationError: if activations are not finite or cannot be compared, or there are fewer than four samples.
+
+    Source: Tenison et al. 2026 (arXiv 2510.03101), sections 3.1 and 4.2.
+    """
+    if normalize not in NORMALIZE:
+        raise OptionError(f"expected normalize to be one of {', '.join(NORMALIZE)}, got {normalize!r}")
+    if not 0 <= channels <= 1:
+        raise OptionError(f"expected channels, a share of the layers, from 0 to 1, got {channels}")
+    if axis not in AXES:
+        raise OptionError(f"expected an axis of 'out' or 'in', got {axis!r}")
+    prober = Prober(
+        request.model,
+        request.batches,
+        samples=samples,
+        samples_in_memory=samples_in_memory,
+        sketch=sketch,
+        seed=request.seed,
+        head=request.head_paths,
+        blocks=request.blocks,
+        tie_norm=request.tie_norm,
+        forward=request.forward,
+        progress=request.progress,
+    )
+    probe = prober.probe()
+    clouds = torch.stack([probe.distances[layer.name] for layer in probe.layers])
+    counts = betti_one(clouds, min_persistence=min_persistence).tolist()
+    halves = half_counts(probe.distances, seed=request.seed)
+    spreads = torch.cat(halves).double().std(0).tolist()
+    ranked = [
+        RankedLayer(layer, float(count), cost_of(layer, normalize), spread)
+        for layer, count, spread in zip(probe.layers, counts, spreads, strict=True)
+    ]
+    costs = torch.tensor([layer.cost for layer in ranked], dtype=torch.float64)
+    agreement, score_agreement = _agreement(halves, costs), _agreement(halves, torch.ones_like(costs))
+    ranking = request.ranking(
+        probe.layers,
+        ranked,
+        method="adabet",
+        samples=probe.samples,
+        agreement=agreement,
+        score_agreement=score_agreement,
+        notes=_notes(probe, counts, samples, agreement, score_agreement),
+        options={
+            "normalize": normalize,
+            "samples": samples,
+            "sketch": sketch,
+            "min_persistence": min_persistence,
+        },
+        channel_axis=axis if channels else None,
+    )
+    return _with_channels(ranking, prober, channels, min_persistence) if channels else ranking
+
+
+def cost_of(layer: Layer, normalize: str) -> float:
+    """What a layer's Betti number is divided by."""
+    if normalize == "activations":
+        return float(layer.output_size)
+    return float(layer.parameter_count) if normalize == "parameters" else 1.0
+
+
+def _agreement(halves: tuple[Tensor, Tensor], costs: Tensor) -> float:
+    """Mean rank correlation between what disjoint halves of the samples say."""
+    correlations = spearman(halves[0] / costs, halves[1] / costs)
+    known = correlations[~correlations.isnan()]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _with_channels(ranking: Ranking, prober: Prober, share: float, min_persistence: float | None) -> Ranking:
+    """The ranking with channel scores for the best layers, where channels have a meaning."""
+    best = {ranked.layer.name for ranked in ranking.order[: ranking.count(share)]}
+    wanted = [
+        ranked.layer
+        for ranked in ranking.layers
+        if ranked.layer.name in best and ranked.layer.channel_axis and ranked.layer.kind in SLICEABLE
+    ]
+    found = {
+        layer.name: tuple(betti_one(distances, min_persistence=min_persistence).double().tolist())
+        for layer, distances in prober.channel_distances(wanted, axis=ranking.channel_axis or "out")
+    }
+    layers = tuple(replace(ranked, channel_scores=found.get(ranked.layer.name)) for ranked in ranking.layers)
+    return replace(ranking, layers=layers)
+
+
+def _notes(probe: Probe, counts: list[int], asked: int, agreement: float, score_agreement: float) -> tuple[str, ...]:
+    """What a user should know of the ranking, each with the remedy."""
+    notes = []
+    if probe.samples < asked:
+        notes.append(f"only {probe.samples} of {asked} samples were given: give more batches for a surer ranking")
+    flat = sum(count == 0 for count in counts)
+    if flat == len(counts):
+        notes.append("flat: no layer has a single loop, so the order is that of the forward pass; give more samples")
+    elif flat > len(counts) / 2:
+        notes.append(f"{flat} of {len(counts)} layers have no loop and tie: give more samples to tell them apart")
+    if agreement < UNSTABLE:
+        notes.append(f"unstable: halves of the samples agree on the order only at {agreement:.2f}; give more samples")
+    elif score_agreement < UNSTABLE:
+        notes.append(
+            f"halves of the samples agree on the Betti numbers only at {score_agreement:.2f} (on the priorities at "
+            f"{agreement:.2f}): mostly the layers' sizes decide; give more samples if topology should count for more"
+        )
+    if not probe.exact:
+        notes.append("distances are estimates from random projections; leave out the sketch for exact counts")
+    return tuple(notes)

@@ -1,0 +1,7 @@
+"""Models by name: timm's, torchvision's, transformers', a folder's, or the demo's."""
+
+from adabet.models.config import DataConfig
+from adabet.models.heads import new_head
+from adabet.models.loading import LoadedModel, load_model
+
+__all__ = ["DataConfig", "LoadedModel", "load_model", "new_head"]

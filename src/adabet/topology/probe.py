@@ -1,0 +1,261 @@
+"""Forward passes over unlabelled samples that leave, of every layer, only distances between the samples."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adabet.errors import ActivationError
+from adabet.layers import Layer, Layers, find_layers, forward_call, observing
+from adabet.layers.batches import Forward
+from adabet.layers.finding import first_floating
+from adabet.topology.distances import channel_squared_distances, squared_distances
+from adabet.topology.lockstep import Lockstep
+from adabet.topology.pool import SLICE, Pool, collect, passes
+from adabet.topology.sketch import Sketcher
+
+CHANNEL_BYTES = 2**25
+"""Room for the distances of channels at one time; more channels take another round of passes."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of forward passes done and that of all."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What forward passes over unlabelled samples showed.
+
+    Attributes:
+        layers: the model's layers.
+        distances: for each candidate layer (by name) the distances between its activations, ``(n, n)``, float64.
+        samples: n, the number of samples.
+        exact: False if the distances come from sketches.
+    """
+
+    layers: Layers
+    distances: dict[str, Tensor]
+    samples: int
+    exact: bool
+
+
+class Prober:
+    """Runs a model over pooled samples and measures distances at its layers.
+
+    The model runs in eval mode without gradients and is left as it was: modes, hooks and random state.
+
+    Args:
+        model: any module.
+        batches: unlabelled (or labelled: ignored) batches; tensors, tuples or mappings.
+        samples: how many samples to pool (40, as in the paper).
+        samples_in_memory: most samples whose activations of one layer are in memory together; None for all of
+            them in a single round of passes. Fewer take more passes: every two slices have to meet.
+        sketch: size of a random projection instead of exact distances: a single round of passes in the memory of
+            one slice; see `Sketcher` for its error. None for exact distances.
+        slice_size: samples that run through the model in one call.
+        seed: of the sketch.
+        head: see `find_layers`.
+        blocks: see `find_layers`.
+        tie_norm: see `find_layers`.
+        forward: how to run the model on a batch.
+        progress: told after every forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        *,
+        samples: int = 40,
+        samples_in_memory: int | None = None,
+        sketch: int | None = None,
+        slice_size: int = SLICE,
+        seed: int = 0,
+        head: str | Sequence[str] | None = "auto",
+        blocks: Sequence[str] | None = None,
+        tie_norm: bool = False,
+        forward: Forward = forward_call,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model = model
+        self.pool: Pool = collect(batches, samples=samples, slice_size=slice_size)
+        self._rounds = list(passes(self.pool, None if sketch else samples_in_memory))
+        self._sketcher = Sketcher(size=sketch, seed=seed) if sketch else None
+        self._forward = forward
+        self._progress = progress
+        self.layers = find_layers(
+            model, self.pool.slices[0], head=head, blocks=blocks, tie_norm=tie_norm, forward=forward
+        )
+
+    def probe(self) -> Probe:
+        """Distances between the samples at every candidate layer."""
+        layers = self.layers.candidates
+        if self._sketcher is None:
+            squared = self._swept(layers, lambda _: squared_distances)
+        else:
+            squared = self._sketched(layers, self._sketcher)
+        distances = {name: total.sqrt() for name, total in squared.items()}
+        return Probe(self.layers, distances, self.pool.samples, exact=self._sketcher is None)
+
+    def channel_distances(self, layers: Sequence[Layer], *, axis: str = "out") -> Iterable[tuple[Layer, Tensor]]:
+        """Distances between the samples for every output (or input) channel of some layers.
+
+        Yields:
+            Each layer with its distances, ``(channels, n, n)``.
+        """
+        for group in self._groups(layers, axis):
+            squared = self._swept(
+                group, lambda layer: partial(channel_squared_distances, channel_axis=layer.channel_axis or -1), axis
+            )
+            for layer in group:
+                yield layer, squared[layer.name].sqrt()
+
+    def _groups(self, layers: Sequence[Layer], axis: str) -> Iterable[list[Layer]]:
+        """Layers whose channels' distances fit into memory together."""
+        group: list[Layer] = []
+        room = CHANNEL_BYTES
+        for layer in layers:
+            channels = layer.out_channels if axis == "out" else layer.in_channels
+            size = (channels or 0) * self.pool.samples**2 * 4
+            if group and size > room:
+                yield group
+                group, room = [], CHANNEL_BYTES
+            group.append(layer)
+            room -= size
+        if group:
+            yield group
+
+    def _swept(
+        self, layers: Sequence[Layer], measure: Callable[[Layer], Callable[..., Tensor]], axis: str = "out"
+    ) -> dict[str, Tensor]:
+        """Exact squared distances, all slices of a round side by side."""
+        by_name = {layer.name: layer for layer in layers}
+        totals: dict[str, Tensor] = {}
+        done = torch.eye(self.pool.samples, dtype=torch.bool)
+        for number, chosen in enumerate(self._rounds):
+            rows = torch.cat([self._rows(index) for index in chosen])
+            fresh = ~done[rows[:, None], rows]
+
+            def meet(name: str, parts: list[Tensor], rows: Tensor = rows, fresh: Tensor = fresh) -> None:
+                _check_alike(name, parts)
+                found = measure(by_name[name])(*parts)
+                _check_finite(name, found)
+                if name not in totals:
+                    totals[name] = found.new_zeros((*found.shape[:-2], self.pool.samples, self.pool.samples))
+                totals[name][..., rows[:, None], rows] += found * fresh.to(found.device)
+
+            steps = Lockstep(meet)
+            count = partial(self._count, steps, chosen)
+            with self._listening(layers, steps.arrive, count, axis):
+                steps.run([partial(self._forward, self.model, self.pool.slices[index]) for index in chosen])
+            done[rows[:, None], rows] = True
+            self._report(number, len(self._rounds))
+        self._check_complete(layers, totals)
+        return totals
+
+    def _sketched(self, layers: Sequence[Layer], sketcher: Sketcher) -> dict[str, Tensor]:
+        """Squared distances between random projections, one slice after the other."""
+        parts: dict[str, list[list[Tensor]]] = {}
+        for index, inputs in enumerate(self.pool.slices):
+            calls: dict[str, list[Tensor]] = {}
+
+            def keep(name: str, activation: Tensor, calls: dict[str, list[Tensor]] = calls) -> None:
+                sketch = sketcher(activation)
+                _check_finite(name, sketch)
+                calls.setdefault(name, []).append(sketch)
+
+            with self._listening(layers, keep, partial(self.pool.sizes.__getitem__, index)):
+                self._forward(self.model, inputs)
+            for name, sketches in calls.items():
+                parts.setdefault(name, []).append(sketches)
+            self._report(index, len(self.pool.slices))
+        self._check_complete(layers, parts)
+        totals: dict[str, Tensor] = {}
+        for name, slices in parts.items():
+            for call in zip(*slices, strict=True):
+                _check_alike(name, call)
+                totals[name] = squared_distances(*call) + totals.get(name, 0)
+        return totals
+
+    @contextmanager
+    def _listening(
+        self,
+        layers: Sequence[Layer],
+        receive: Callable[[str, Tensor], None],
+        count: Callable[[], int],
+        axis: str = "out",
+    ) -> Iterator[None]:
+        """Have each layer's activation passed on, sample by sample; ``count`` tells how many samples run."""
+        named = dict(self.model.named_modules())
+
+        def hook(layer: Layer, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG001
+            tensor = first_floating(output if axis == "out" else arguments)
+            if tensor is not None:
+                shape = layer.output_shape if axis == "out" else layer.input_shape
+                receive(layer.name, _by_sample(tensor, count(), shape))
+
+        with observing(self.model) as handles:
+            for layer in layers:
+                handles.append(named[layer.output_module].register_forward_hook(partial(hook, layer)))
+            yield
+
+    def _count(self, steps: Lockstep, chosen: Sequence[int]) -> int:
+        """How many samples the slice has that is running now."""
+        return self.pool.sizes[chosen[steps.index]]
+
+    def _rows(self, index: int) -> Tensor:
+        start = self.pool.starts[index]
+        return torch.arange(start, start + self.pool.sizes[index])
+
+    def _report(self, number: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(number + 1, total)
+
+    @staticmethod
+    def _check_complete(layers: Sequence[Layer], seen: dict[str, Any]) -> None:
+        missing = [layer.name for layer in layers if layer.name not in seen]
+        if missing:
+            raise ActivationError(
+                f"layer {missing[0]!r} ran for one sample but not for all of them: its samples cannot be compared"
+            )
+
+
+def _by_sample(output: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
+    """An activation with the samples along the first axis, ``(count, ...)``, as a view where possible.
+
+    Args:
+        output: what the layer gave for ``count`` samples.
+        count: number of samples.
+        shape: the shape of its output for one sample. The axis that has grown ``count``-fold holds the samples
+            (several entries each, sample after sample, where attention works on windows); if none has, the
+            output is the same for all samples, as an embedding of positions is.
+    """
+    if count == 1:
+        return output if shape[0] == 1 else output.unsqueeze(0)
+    for axis, (now, one) in enumerate(zip(output.shape, shape, strict=True)):
+        if now == count * one:
+            moved = output.movedim(axis, 0)
+            return moved if one == 1 else moved.reshape(count, one, *moved.shape[1:])
+    return output.unsqueeze(0).expand(count, *output.shape)
+
+
+def _check_alike(name: str, parts: Sequence[Tensor]) -> None:
+    features = {math.prod(part.shape[1:]) for part in parts}
+    if len(features) > 1:
+        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+        raise ActivationError(
+            f"expected activations of one size, layer {name!r} gave {' and '.join(map(str, shapes))}; "
+            "resize, crop or pad all samples to the same shape"
+        )
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ActivationError(
+            f"layer {name!r} gave activations that are not finite (or too large to square); "
+            "check the weights and how the inputs are scaled"
+        )

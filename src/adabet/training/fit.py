@@ -1,0 +1,276 @@
+"""`fit`: choose what trains, train it, and keep the result."""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from adabet.errors import DataError, LayerError, OptionError
+from adabet.files import write_text
+from adabet.freezing import apply
+from adabet.methods import select
+from adabet.selection import Selection
+from adabet.step import Loss
+from adabet.training.batches import length_of
+from adabet.training.config import describe, environment, short_digest
+from adabet.training.delta import save_delta
+from adabet.training.evaluation import Metric
+from adabet.training.loop import Training
+from adabet.training.optimizer import OptimizerFactory, optimizer_factory
+from adabet.training.processes import Processes
+from adabet.training.progress import Progress
+from adabet.training.random_state import seed_everything
+from adabet.training.result import FitResult
+from adabet.training.run_folder import RunFolder
+from adabet.training.schedule import Schedule, constant, find_schedule
+from adabet.training.weights import BufferWatch
+
+
+def fit(
+    model: nn.Module,
+    train_loader: Iterable[Any],
+    val_loader: Iterable[Any] | None = None,
+    selection: Selection | None = None,
+    *,
+    method: str = "adabet",
+    layer_ratio: float = 0.1,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    monitor: str | None = None,
+    optimizer: str | OptimizerFactory = "sgdw",
+    lr: float = 1e-3,
+    weight_decay: float = 5e-4,
+    momentum: float = 0.9,
+    schedule: str | Schedule = "cosine",
+    epochs: int = 30,
+    early_stop: int | None = None,
+    keep: Literal["best", "last"] = "best",
+    micro_batch: int | None = None,
+    lean: bool = True,
+    mixed_precision: str | None = None,
+    accelerator: Any = None,
+    seed: int = 0,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Choose the layers worth training, train only those, and keep what changed.
+
+    The model is adapted in place and stays on accelerate's device; what is frozen for the run is given back
+    as it was. The defaults are the paper's: SGD with decoupled weight decay 5e-4 on every trained tensor,
+    momentum 0.9, a cosine over all steps, 30 epochs; its batches of 8 belong to the loader.
+
+    A run folder holds ``config.json``, ``selection.json``, ``metrics.jsonl`` (a line per epoch),
+    ``checkpoint.safetensors`` (after every epoch, without the frozen base), the deltas ``best.safetensors``
+    and ``last.safetensors`` and ``result.json``. A run that was killed, or stopped by Ctrl-C (which is raised
+    on as ``KeyboardInterrupt``), goes on after its last whole epoch with ``resume=True`` and the same
+    arguments; on a CPU it ends with the same bits as if it had not stopped, as long as all that is random
+    draws from the generators of python, numpy, torch or the loaders (``persistent_workers`` keep theirs to
+    themselves).
+
+    Args:
+        model: any module, with the head for the task.
+        train_loader: batches with labels, ``(inputs, labels)`` or mappings; has to be iterable again every
+            epoch.
+        val_loader: batches to validate on after each epoch; None leaves validation out.
+        selection: what to train; None lets ``method`` choose, on the training batches.
+        method: name of a method (`adabet.methods`), if there is no ``selection``.
+        layer_ratio: share of the layers that it may choose, in [0, 1].
+        loss: ``loss(outputs, labels)``; default: the loss that the model computes itself if it does, as those
+            of transformers do when a mapping holds labels; otherwise cross entropy.
+        metrics: functions ``metric(logits, labels)`` by name, larger is better; default: accuracy where each
+            sample has a class number.
+        monitor: which metric says what "best" is, or ``"loss"``; default: accuracy if there is one, else the
+            loss.
+        optimizer: ``"sgdw"``, ``"sgd"``, ``"adam"``, ``"adamw"``, or a function that makes one from a list of
+            parameters and brings its own options.
+        lr: learning rate at the start.
+        weight_decay: for optimizers by name.
+        momentum: for ``"sgdw"`` and ``"sgd"``.
+        schedule: ``"cosine"``, ``"constant"``, or ``schedule(step, steps)`` that gives the factor on the
+            learning rate.
+        epochs: passes over the training batches.
+        early_stop: end after so many epochs without a better one; needs ``val_loader``.
+        keep: which epoch's weights the model holds in the end; without validation always the last.
+        micro_batch: samples in memory at once; the gradient is that of the whole batch.
+        lean: keep for the backward pass only what the selection needs.
+        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``; None takes the accelerator's.
+        accelerator: an ``accelerate.Accelerator``, such as ``Accelerator(cpu=True)``; None takes the first
+            GPU, if any. With several processes (``accelerate launch``) the main one selects and writes, and
+            the loaders, torch ``DataLoader`` then, are shared out: the batch is the loader's times the
+            processes.
+        seed: for the global generators of python, numpy and torch, which it seeds, and for the method.
+        run_dir: folder for this run alone; None writes nothing.
+        resume: go on with the run in ``run_dir``.
+        progress: is told about steps and epochs, such as `adabet.training.progress.TerminalProgress`.
+
+    Returns:
+        What happened, epoch by epoch.
+
+    Raises:
+        OptionError: if an option is out of range.
+        DataError: if a loader is empty, its batches differ in kind or a label is not one of the model's
+            classes.
+        LayerError: if nothing would train.
+        SelectionError: if the selection is for another model.
+        TrainingError: if a loss is not finite; names epoch and step, and the last checkpoint stays as it is.
+        RunError: if ``run_dir`` holds a run and ``resume`` is False, holds none and it is True, or was
+            started with other options.
+        CheckpointError: if the checkpoint to resume from is damaged or does not fit the model.
+        StorageError: if the disk refuses; the last checkpoint stays whole.
+    """
+    _check_options(epochs, early_stop, keep, validated=val_loader is not None)
+    if resume and run_dir is None:
+        raise OptionError("expected run_dir, the folder of the run to resume")
+    _check_length(train_loader, "training")
+    _check_length(val_loader, "validation")
+    rate = find_schedule(schedule)
+    if rate is not constant and length_of(train_loader) is None:
+        raise OptionError("expected a training loader with a length; give one, or take schedule='constant'")
+    make_optimizer = optimizer_factory(optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    processes = Processes(accelerator, mixed_precision)
+    options = {
+        "selection": None if selection is None else short_digest(selection.to_json()),
+        "method": method if selection is None else None,
+        "layer_ratio": layer_ratio if selection is None else None,
+        "loss": describe(loss),
+        "metrics": describe(metrics),
+        "monitor": monitor,
+        "optimizer": describe(optimizer),
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "schedule": describe(schedule),
+        "epochs": epochs,
+        "early_stop": early_stop,
+        "keep": keep,
+        "micro_batch": micro_batch,
+        "lean": lean,
+        "mixed_precision": processes.precision,
+        "processes": processes.count,
+        "seed": seed,
+        "train_batches": length_of(train_loader),
+        "batch_size": describe(getattr(train_loader, "batch_size", None)),
+        "val_batches": None if val_loader is None else length_of(val_loader),
+    }
+    run = None if run_dir is None else _open_run(Path(run_dir), resume, options, processes)
+
+    model.to(processes.device)
+    processes.same_weights(model)
+    if selection is None:
+        choose = functools.partial(select, method, model, train_loader, layer_ratio=layer_ratio, seed=seed)
+    else:
+        choose = functools.partial(_checked, selection, model)
+    seed_everything(seed)
+    chosen = _selection_of(run, choose, processes)
+    buffers = BufferWatch.of(model)
+    with apply(model, chosen):
+        # Again, so that training draws the same whatever the method drew.
+        seed_everything(seed + processes.index)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise LayerError("the selection leaves nothing to train; raise layer_ratio or let the head train")
+        training = Training(
+            model=model,
+            selection=chosen,
+            parameters=list(parameters),
+            optimizer=make_optimizer(list(parameters)),
+            schedule=rate,
+            train_loader=processes.share(train_loader, even=True),
+            val_loader=None if val_loader is None else processes.share(val_loader, even=False),
+            loss=loss,
+            metrics=metrics,
+            monitor=monitor,
+            epochs=epochs,
+            micro_batch=micro_batch,
+            lean=lean,
+            early_stop=early_stop,
+            processes=processes,
+            run=run,
+            progress=progress if processes.main else None,
+            buffers=buffers,
+        )
+        _train(training, resume=resume)
+        return _wind_up(training, keep="last" if val_loader is None else keep)
+
+
+def _check_options(epochs: int, early_stop: int | None, keep: str, *, validated: bool) -> None:
+    if epochs < 1:
+        raise OptionError(f"expected at least 1 epoch, got {epochs}")
+    if early_stop is not None and (early_stop < 1 or not validated):
+        raise OptionError(f"expected early_stop of at least 1 epoch, with a val_loader; got {early_stop}")
+    if keep not in ("best", "last"):
+        raise OptionError(f"expected keep to be 'best' or 'last', got {keep!r}")
+
+
+def _check_length(loader: Iterable[Any] | None, name: str) -> None:
+    if loader is not None and length_of(loader) == 0:
+        raise DataError(f"the {name} loader is empty; give one with at least one batch")
+
+
+def _open_run(path: Path, resume: bool, options: Mapping[str, Any], processes: Processes) -> RunFolder:
+    """The run folder, made or checked by the main process; it has to be the same folder for all."""
+    if processes.main:
+        if resume:
+            RunFolder.resume(path, options)
+        else:
+            RunFolder.start(path, options, environment(processes.device))
+    processes.wait()
+    return RunFolder(path)
+
+
+def _checked(selection: Selection, model: nn.Module) -> Selection:
+    selection.check(model)
+    return selection
+
+
+def _selection_of(run: RunFolder | None, choose: Callable[[], Selection], processes: Processes) -> Selection:
+    """The run's own selection if it has made one, else a new one; the main process's in all of them."""
+    text = None
+    if processes.main:
+        if run is not None and run.selection.is_file():
+            text = run.selection.read_text(encoding="utf-8")
+        else:
+            text = choose().to_json()
+            if run is not None:
+                write_text(run.selection, text)
+    return Selection.from_json(processes.from_main(text))
+
+
+def _train(training: Training, *, resume: bool) -> None:
+    run = training.run
+    if resume and run is not None and run.checkpoint.is_file():
+        training.restore(run.checkpoint)
+    else:
+        training.save()
+    try:
+        training.finish()
+    except KeyboardInterrupt as stop:
+        kept = "" if run is None else f"; {run.path} holds the last whole epoch: go on with resume=True"
+        raise KeyboardInterrupt(f"training was stopped in epoch {len(training.history) + 1}{kept}") from stop
+
+
+def _wind_up(training: Training, *, keep: str) -> FitResult:
+    """Write the last delta and the result, and leave the weights that were asked for in the model."""
+    model, selection, run = training.model, training.selection, training.run
+    result = FitResult(
+        method=selection.method,
+        layers=tuple(choice.layer for choice in selection.choices),
+        trained_parameters=sum(parameter.numel() for parameter in training.parameters),
+        model_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        monitor=training.monitored,
+        history=tuple(training.history),
+        kept=keep,
+        stopped_early=training.stopped_early,
+        run_dir=None if run is None else str(run.path),
+    )
+    if run is not None and training.processes.main:
+        save_delta(model, selection, run.last, buffers=training.buffers.changed(model))
+        write_text(run.result, result.to_json() + "\n")
+    training.processes.wait()
+    if keep == "best":
+        training.keep_best()
+    return result

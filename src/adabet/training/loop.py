@@ -1,0 +1,272 @@
+"""The training loop: epochs of exact steps, validation, and a checkpoint after each."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adabet.errors import CheckpointError, DataError, TrainingError
+from adabet.layers.batches import sample_count
+from adabet.selection import Selection
+from adabet.step import Loss, train_step
+from adabet.training.batches import checked, length_of
+from adabet.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from adabet.training.delta import load_delta, save_delta
+from adabet.training.evaluation import Metric, means_of, sum_over
+from adabet.training.objective import loss_for, summed
+from adabet.training.processes import Processes
+from adabet.training.progress import Progress
+from adabet.training.random_state import capture_random_state, restore_random_state
+from adabet.training.result import EpochRecord, best_record
+from adabet.training.run_folder import RunFolder
+from adabet.training.schedule import Schedule, scale_learning_rates
+from adabet.training.weights import BufferWatch, base_digest, check_tensors, put_tensors, tensors_named
+
+
+@dataclass
+class Training:
+    """One run, from its first step or from a checkpoint to its last epoch.
+
+    Attributes:
+        model: on its device, with the selection applied.
+        selection: what trains.
+        parameters: the tensors that train.
+        optimizer: over these parameters.
+        schedule: factor on the learning rate at each step.
+        train_loader: this process's part.
+        val_loader: this process's part, or None.
+        loss: the user's, or None for the default.
+        metrics: the user's by name, or None for the default.
+        monitor: what "best" compares, or None for accuracy where there is one, else the loss.
+        epochs: how many in all.
+        micro_batch: samples in memory at once, or None for the whole batch.
+        lean: whether forward passes run in the lean mode.
+        early_stop: epochs without a better one after which to stop, or None.
+        processes: device, precision and the other processes.
+        run: where files go, or None.
+        progress: who is told, or None.
+        buffers: the model's buffers before training.
+        history: a record for each epoch that is done.
+        stopped_early: whether early stopping has ended the run.
+    """
+
+    model: nn.Module
+    selection: Selection
+    parameters: list[Tensor]
+    optimizer: Optimizer
+    schedule: Schedule
+    train_loader: Iterable[Any]
+    val_loader: Iterable[Any] | None
+    loss: Loss | None
+    metrics: Mapping[str, Metric] | None
+    monitor: str | None
+    epochs: int
+    micro_batch: int | None
+    lean: bool
+    early_stop: int | None
+    processes: Processes
+    run: RunFolder | None
+    progress: Progress | None
+    buffers: BufferWatch
+    history: list[EpochRecord] = field(default_factory=list)
+    stopped_early: bool = False
+
+    def __post_init__(self) -> None:
+        device = self.processes.device
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.processes.precision == "fp16")
+        self._steps = length_of(self.train_loader)
+        self._best_weights: dict[str, Tensor] = {}
+
+    @property
+    def monitored(self) -> str:
+        """What "best" compares in this run."""
+        if self.monitor is not None:
+            return self.monitor
+        return "accuracy" if self.history and "accuracy" in self.history[0].val_metrics else "loss"
+
+    @property
+    def best(self) -> EpochRecord:
+        """The best epoch so far."""
+        return best_record(tuple(self.history), self.monitored)
+
+    def finish(self) -> None:
+        """Train all epochs that are left."""
+        if self.progress is not None:
+            self.progress.start(epochs=self.epochs, first_epoch=len(self.history) + 1, steps=self._steps)
+        try:
+            while len(self.history) < self.epochs and not self.stopped_early:
+                self._epoch(len(self.history) + 1)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.progress is not None:
+                self.progress.stop()
+
+    def keep_best(self) -> None:
+        """Put the best epoch's weights into the model."""
+        if self.best.epoch == len(self.history):
+            return
+        if self.run is not None:
+            load_delta(self.model, self.run.best)
+        else:
+            put_tensors(self.model, self._best_weights)
+
+    def save(self) -> None:
+        """Write the checkpoint, then what follows from it: a kill in between is made good by resuming."""
+        random = self.processes.from_all(capture_random_state(self._loaders, self.processes.device))
+        if self.run is None or not self.processes.main:
+            return
+        weights = self._moved()
+        checkpoint = Checkpoint(
+            epoch=len(self.history),
+            history=tuple(self.history),
+            stopped_early=self.stopped_early,
+            weights=weights,
+            base=base_digest(self.model, weights.keys()),
+            optimizer=self.optimizer.state_dict(),
+            scaler=self._scaler.state_dict(),
+            method=None,
+            random=random,
+        )
+        write_checkpoint(self.run.checkpoint, checkpoint)
+        self._write_records()
+
+    def restore(self, path: Path) -> None:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            CheckpointError: if it is damaged or does not fit this run; the model is unchanged then.
+        """
+        checkpoint = read_checkpoint(path)
+        check_tensors(self.model, checkpoint.weights, checkpoint.base, str(path))
+        missing = tensors_named(self.model, self.selection.parameters).keys() - checkpoint.weights.keys()
+        if missing:
+            raise CheckpointError(f"{path} does not hold {min(missing)}, which this run trains")
+        if len(checkpoint.random) != self.processes.count:
+            raise CheckpointError(
+                f"{path} was written by {len(checkpoint.random)} processes, these are {self.processes.count}"
+            )
+        try:
+            self.optimizer.load_state_dict(dict(checkpoint.optimizer))
+            self._scaler.load_state_dict(dict(checkpoint.scaler))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not fit this run's optimizer: {error}") from error
+        own = checkpoint.random[self.processes.index]
+        restore_random_state(own, self._loaders, self.processes.device)
+        put_tensors(self.model, checkpoint.weights)
+        self.history = list(checkpoint.history)
+        self.stopped_early = checkpoint.stopped_early
+        if self.processes.main:
+            self._write_records()
+
+    @property
+    def _loaders(self) -> list[Iterable[Any]]:
+        return [self.train_loader] if self.val_loader is None else [self.train_loader, self.val_loader]
+
+    def _moved(self) -> dict[str, Tensor]:
+        """Trained tensors and buffers that changed."""
+        return tensors_named(self.model, (*self.selection.parameters, *self.buffers.changed(self.model)))
+
+    def _write_records(self) -> None:
+        if self.run is None:
+            return
+        self.run.write_metrics(self.history)
+        if self.history and self.best.epoch == len(self.history):
+            save_delta(self.model, self.selection, self.run.best, buffers=self.buffers.changed(self.model))
+
+    def _epoch(self, number: int) -> None:
+        started = time.perf_counter()
+        on_gpu = self.processes.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.processes.device)
+        train_loss = self._train(number)
+        measured = self._validate(number)
+        record = EpochRecord(
+            epoch=number,
+            train_loss=train_loss,
+            val_loss=measured.pop("loss", None),
+            val_metrics=measured,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            seconds=time.perf_counter() - started,
+            peak_memory=torch.cuda.max_memory_allocated(self.processes.device) if on_gpu else None,
+        )
+        self.history.append(self.processes.from_main(record))
+        if self.run is None and self.val_loader is not None and self.best.epoch == number:
+            self._best_weights = {
+                name: tensor.detach().cpu().clone() for name, tensor in self._moved().items()
+            }
+        self.stopped_early = self.early_stop is not None and number - self.best.epoch >= self.early_stop
+        self.save()
+        if self.progress is not None:
+            self.progress.epoch(self.history[-1])
+
+    def _train(self, epoch: int) -> float:
+        """One pass over the training batches; returns the mean loss over their samples."""
+        self.model.train()
+        sums = {"samples": 0.0, "loss": 0.0}
+        done = (epoch - 1) * (self._steps or 0)
+        for step, batch in enumerate(self._training_batches(epoch), start=1):
+            total = self.epochs * (self._steps or step)
+            scale_learning_rates(self.optimizer, self.schedule(done + step - 1, total))
+            value = self._step(batch, epoch, step)
+            count = sample_count(batch)
+            sums["samples"] += count
+            sums["loss"] += summed(value, self.loss, count)
+            if self.progress is not None:
+                self.progress.step(epoch=epoch, step=step, loss=value)
+        return means_of(self.processes.add_up(sums), f"the training loader in epoch {epoch}")["loss"]
+
+    def _step(self, batch: Any, epoch: int, step: int) -> float:
+        def backward(value: Tensor) -> None:
+            with self.processes.plain():
+                self._scaler.scale(value).backward()
+
+        with self.processes.autocast():
+            objective = loss_for(self.model, batch, self.loss)
+            loss = train_step(
+                self.model, batch, objective, micro_batch=self.micro_batch, lean=self.lean, backward=backward
+            )
+        value = float(loss)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value} in epoch {epoch}, step {step}; lower lr, or look for samples that "
+                "are not finite; the weights are those before this step"
+            )
+        self.processes.average_gradients(self.parameters)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def _training_batches(self, epoch: int) -> Iterator[Any]:
+        for part in (self.train_loader, getattr(self.train_loader, "sampler", None)):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        empty = True
+        for batch in checked(self.train_loader, "training"):
+            empty = False
+            yield batch
+        if empty:
+            again = "; give a loader that can be iterated again, not an iterator" if epoch > 1 else ""
+            raise DataError(f"expected training batches, the loader gave none in epoch {epoch}{again}")
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        if self.val_loader is None:
+            return {}
+        sums = sum_over(
+            self.model,
+            self.val_loader,
+            loss=self.loss,
+            metrics=self.metrics,
+            precision=self.processes.autocast,
+        )
+        means = means_of(self.processes.add_up(sums), "the validation loader")
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise TrainingError(f"the validation {name} became {value} in epoch {epoch}; lower lr")
+        return means

@@ -1,8 +1,8 @@
 """One exact training step: forward and backward over a batch, in slices that fit into memory."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -93,18 +93,17 @@ def train_step(
         backward(value)
         return value.detach()
 
-    _refuse_mixing(model, micro_batch=size)
     slices = [take_samples(batch, start, start + size) for start in range(0, count, size)]
     shares = _shares(model, slices, loss, reduction, terms)
     values = []
-    for number, (part, share) in enumerate(zip(slices, shares, strict=True)):
-        with accumulating() if number < len(slices) - 1 else nullcontext():
-            value = _forward(model, part, loss, lean, observe)
-            # The mean over ignored labels alone is nan. Such a slice adds nothing, but other processes wait
-            # for it.
-            value = value * share if share else torch.nan_to_num(value) * 0
-            backward(value)
-        values.append(value.detach())
+    with _refusing_to_mix(model, micro_batch=size):
+        for part, share in zip(slices, shares, strict=True):
+            with nullcontext() if part is slices[-1] else accumulating():
+                value = _forward(model, part, loss, lean, observe)
+                # The mean over ignored labels alone is nan. It adds nothing, but other processes wait for it.
+                value = value * share if share else torch.nan_to_num(value) * 0
+                backward(value)
+            values.append(value.detach())
     return torch.stack(values).sum()
 
 
@@ -139,30 +138,33 @@ def logits_of(outputs: Any) -> Tensor:
     )
 
 
-def mixing_module(model: nn.Module) -> str | None:
-    """Path of the first module whose output for a sample depends on the rest of its batch; None without one.
-
-    These are the batch-norms that normalise by the batch: in train mode, or without running statistics.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            return str(name)
-    return None
-
-
 def computes_loss(model: nn.Module, batch: Any) -> bool:
     """Whether the model takes the labels itself, as transformers' models do."""
     takes_labels = "labels" in inspect.signature(_unwrapped(model).forward).parameters
     return takes_labels and isinstance(batch, Mapping) and "labels" in batch
 
 
-def _refuse_mixing(model: nn.Module, *, micro_batch: int) -> None:
-    name = mixing_module(model)
-    if name is not None:
-        raise TrainingError(
-            f"micro_batch={micro_batch} cannot give the gradient of the whole batch: batch-norm {name!r} "
-            "normalises by the statistics of the batch; put it into eval mode or train without micro_batch"
-        )
+@contextmanager
+def _refusing_to_mix(model: nn.Module, *, micro_batch: int) -> Iterator[None]:
+    """Refuse batch-norms that are about to normalise by the slice.
+
+    Only when they run do they tell: what froze them may put them into eval mode just before.
+    """
+
+    def refuse(name: str, module: _BatchNorm, _: Any) -> None:
+        if module.training or module.running_mean is None:
+            raise TrainingError(
+                f"micro_batch={micro_batch} cannot give the gradient of the whole batch: batch-norm {name!r} "
+                "normalises by the statistics of the batch; put it into eval mode or train without micro_batch"
+            )
+
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    hooks = [module.register_forward_pre_hook(partial(refuse, name)) for name, module in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _forward(
@@ -221,18 +223,27 @@ def _shares(
     if kind == "sum":
         return [1.0] * len(slices)
     if terms is None:
-        shifted = loss is None and getattr(_unwrapped(model), "loss_type", None) == "ForCausalLM"
-        terms = partial(_count_terms, loss, shifted=shifted)
+        terms = partial(_count_terms, loss, next_tokens=loss is None and _predicts_next_tokens(model))
     counts = [float(terms(part)) for part in slices]
     return [count / sum(counts) if sum(counts) else 1.0 for count in counts]
 
 
-def _count_terms(loss: Loss | None, batch: Any, *, shifted: bool) -> Tensor | float:
-    """How many terms a mean loss of this slice runs over; ``shifted`` where each token predicts the next."""
+def _predicts_next_tokens(model: nn.Module) -> bool:
+    """Whether the model's own loss compares each token with the next label, so that the first label is not used.
+
+    What transformers' decoders do (``ForCausalLMLoss``); its encoder-decoders shift the inputs instead.
+    """
+    inner = _unwrapped(model)
+    function = getattr(getattr(inner, "loss_function", None), "__name__", "")
+    return function == "ForCausalLMLoss" and not getattr(inner.config, "is_encoder_decoder", False)
+
+
+def _count_terms(loss: Loss | None, batch: Any, *, next_tokens: bool) -> Tensor | float:
+    """How many terms a mean loss of this slice runs over."""
     labels = labels_of(batch)
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         return sample_count(batch)
-    labels = labels[..., 1:] if shifted else labels
+    labels = labels[:, 1:] if next_tokens and labels.dim() > 1 else labels
     valid = labels[labels != getattr(loss, "ignore_index", IGNORED_LABEL)]
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and loss.weight is not None:
         return loss.weight[valid.to(loss.weight.device)].sum()

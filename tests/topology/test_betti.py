@@ -187,9 +187,7 @@ class TestMinPersistence:
 
 class TestRefusals:
     @pytest.mark.parametrize("points", [2, 5])
-    @pytest.mark.parametrize(
-        ("value", "complaint"), [(torch.nan, "NaN"), (torch.inf, "infinite"), (-1.0, "negative")]
-    )
+    @pytest.mark.parametrize(("value", "complaint"), [(torch.nan, "NaN"), (torch.inf, "infinite"), (-1.0, "negative")])
     def test_unusable_distance_names_the_first_cloud(self, points, value, complaint):
         batch = torch.ones(3, 4, points, points) - torch.eye(points)
         for cloud in (batch[1, 2], batch[2, 0]):
@@ -202,13 +200,13 @@ class TestRefusals:
     def test_asymmetry(self):
         batch = torch.ones(6, 5, 5) - torch.eye(5)
         batch[4, 1, 2] = 1.5
-        with pytest.raises(ActivationError, match="cloud 4 of .*symmetric"):
+        with pytest.raises(ActivationError, match=r"cloud 4 of .*symmetric"):
             betti_one(batch)
 
     def test_diagonal(self):
         batch = torch.ones(6, 5, 5) - torch.eye(5)
         batch[3, 2, 2] = 1e-6
-        with pytest.raises(ActivationError, match="cloud 3 of .*diagonal"):
+        with pytest.raises(ActivationError, match=r"cloud 3 of .*diagonal"):
             betti_one(batch)
 
     @pytest.mark.parametrize("shape", [(), (4,), (3, 4), (2, 4, 3)])

@@ -38,6 +38,7 @@ def train(run_dir: str, optimizer: str, *, resume: bool = False, progress: KillA
         model,
         *loaders,
         choose_last(model),
+        batch_norm="train",
         optimizer=optimizer,
         lr=0.05,
         epochs=EPOCHS,

@@ -74,7 +74,7 @@ def test_a_crash_at_any_write_can_be_resumed(tmp_path, monkeypatch):
     crash_at(0, after=True)
     train(tmp_path / "counted", "sgdw")
     total = writes
-    assert total >= 3 + 2 * EPOCHS
+    assert total >= 6 + 2 * EPOCHS
     # The first write is the config: before it, there is no run to resume.
     for limit, after in [(1, True), *((limit, after) for limit in range(2, total + 1) for after in (False, True))]:
         folder = tmp_path / f"{limit}-{after}"
@@ -130,13 +130,14 @@ def test_resuming_with_other_options_names_them(tmp_path):
     with pytest.raises(RunError, match=r"other options: optimizer \('sgdw' then, 'adam' now\);"):
         train(tmp_path / "run", "adam", resume=True)
     model = make_net()
-    with pytest.raises(RunError, match=r"epochs \(5 then, 9 now\), keep .*, lr \(0.05 then, 0.001 now\)"):
+    with pytest.raises(RunError, match=r"batch_norm .* epochs \(5 then, 9 now\), keep .*, lr \(0.05 then, 0.001 now\)"):
         fit(model, *make_loaders(), choose_last(model), epochs=9, run_dir=tmp_path / "run", resume=True)
     with pytest.raises(RunError, match="batch_size .* selection .* train_batches"):
         fit(
             model,
             *make_loaders(batch_size=4),
             choose_last(model, 0.2),
+            batch_norm="train",
             lr=0.05,
             epochs=EPOCHS,
             keep="last",
@@ -160,6 +161,7 @@ def resume_after_two_epochs(folder: Path, model=None):
         model,
         *make_loaders(),
         choose_last(model),
+        batch_norm="train",
         lr=0.05,
         epochs=EPOCHS,
         keep="last",
@@ -173,7 +175,7 @@ def test_a_truncated_checkpoint(tmp_path):
         train(tmp_path / "run", "sgdw", progress=StopAt(3, 1))
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="is not a whole adabet checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a whole file of tensors"):
         resume_after_two_epochs(tmp_path / "run")
 
 
@@ -182,7 +184,7 @@ def test_a_delta_in_the_place_of_a_checkpoint(tmp_path):
         train(tmp_path / "run", "sgdw", progress=StopAt(3, 1))
     folder = tmp_path / "run"
     (folder / "checkpoint.safetensors").write_bytes((folder / "best.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="expected an adabet checkpoint at .*; it is an adabet delta"):
+    with pytest.raises(CheckpointError, match="expected a file of kind 'adabet/checkpoint', got 'adabet/delta'"):
         resume_after_two_epochs(folder)
 
 
@@ -212,6 +214,7 @@ def test_loaders_with_other_generators_are_noticed(tmp_path):
             train_loader,
             unshuffled,
             choose_last(model),
+            batch_norm="train",
             lr=0.05,
             epochs=EPOCHS,
             keep="last",

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from adabet import records
 from adabet.errors import CheckpointError, StorageError
 from adabet.training import tensor_file
-from adabet.training.tensor_file import FileKind, read_tensor_file, write_tensor_file
+from adabet.training.tensor_file import read_tensor_file, write_tensor_file
 
-KIND = FileKind("adabet checkpoint", 3)
+KIND = "adabet/checkpoint"
 
 TENSORS = {
     "plain": torch.arange(6.0).reshape(2, 3),
@@ -54,7 +55,7 @@ def test_tensors_that_share_memory_are_written_twice(tmp_path):
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
 def test_a_truncated_file(path, kept):
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match="is not a whole adabet checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a whole file of tensors"):
         read_tensor_file(path, KIND)
 
 
@@ -68,32 +69,32 @@ def test_a_flipped_bit(path):
 
 def test_a_file_of_another_program(tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match="it is a file of another program"):
+    with pytest.raises(CheckpointError, match="is not one that adabet wrote"):
         read_tensor_file(tmp_path / "weights.safetensors", KIND)
     (tmp_path / "config.json").write_text(json.dumps({"a": 1}))
-    with pytest.raises(CheckpointError, match="is not a whole adabet checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a whole file of tensors"):
         read_tensor_file(tmp_path / "config.json", KIND)
 
 
 def test_a_file_of_another_kind(path):
-    with pytest.raises(CheckpointError, match="expected an adabet delta at .*; it is an adabet checkpoint"):
-        read_tensor_file(path, FileKind("adabet delta", 3))
+    with pytest.raises(CheckpointError, match="expected a file of kind 'adabet/delta', got 'adabet/checkpoint'"):
+        read_tensor_file(path, "adabet/delta")
 
 
-def test_a_file_of_another_version(path):
-    with pytest.raises(CheckpointError, match="of version 3; this adabet reads version 4"):
-        read_tensor_file(path, FileKind("adabet checkpoint", 4))
+def test_a_file_of_another_version(path, monkeypatch):
+    monkeypatch.setattr(records, "VERSION", 4)
+    with pytest.raises(CheckpointError, match="cannot be used: expected version 4 of .*, got 1"):
+        read_tensor_file(path, KIND)
 
 
-def test_a_document_that_is_no_json(tmp_path):
-    metadata = {"format": KIND.name, "version": "3", "document": "{"}
-    save_file({"weight": torch.ones(2)}, tmp_path / "f", metadata)
-    with pytest.raises(CheckpointError, match="is not a whole adabet checkpoint"):
+def test_a_record_that_is_no_json(tmp_path):
+    save_file({"weight": torch.ones(2)}, tmp_path / "f", {"adabet": "{"})
+    with pytest.raises(CheckpointError, match="cannot be used: .* not JSON"):
         read_tensor_file(tmp_path / "f", KIND)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no such file"):
+    with pytest.raises(CheckpointError, match="there is none"):
         read_tensor_file(tmp_path / "nothing", KIND)
 
 
@@ -103,10 +104,10 @@ def test_a_disk_that_fills_while_it_is_written(path):
     program = """
 import resource, sys, torch
 from adabet.errors import StorageError
-from adabet.training.tensor_file import FileKind, write_tensor_file
+from adabet.training.tensor_file import write_tensor_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    write_tensor_file(sys.argv[1], FileKind("adabet checkpoint", 3), {"a": torch.ones(1_000_000)}, {})
+    write_tensor_file(sys.argv[1], "adabet/checkpoint", {"a": torch.ones(1_000_000)}, {})
 except StorageError as error:
     print(error)
 """
@@ -120,7 +121,7 @@ except StorageError as error:
 def test_no_pickle_is_written(path):
     header_length = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(path.read_bytes()[8 : 8 + header_length])
-    assert header["__metadata__"]["format"] == "adabet checkpoint"
+    assert json.loads(header["__metadata__"]["adabet"])["kind"] == "adabet/checkpoint"
     assert set(header) - {"__metadata__"} == TENSORS.keys()
     assert tensor_file.bytes_of(torch.tensor([1.0])).tolist() == [0, 0, 128, 63]
 

@@ -6,6 +6,7 @@ from adabet.data.published import PUBLISHED, PublishedDataset
 from adabet.data.sampling import EpochSampler
 from adabet.data.splits import DataReport, DataSplits, LeftOut, Loaders
 from adabet.data.transforms import ImageTransform, transforms
+from adabet.data.unlabelled import unlabelled_batches
 
 __all__ = [
     "PUBLISHED",
@@ -20,4 +21,5 @@ __all__ = [
     "Sample",
     "load_data",
     "transforms",
+    "unlabelled_batches",
 ]

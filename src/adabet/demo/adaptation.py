@@ -73,9 +73,7 @@ class Adaptations:
     models: tuple[nn.Module, ...]
 
 
-def adapt(
-    user: User, selection: Selection, *, seeds: int, epochs: int, done: Callable[[], None]
-) -> Adaptations:
+def adapt(user: User, selection: Selection, *, seeds: int, epochs: int, done: Callable[[], None]) -> Adaptations:
     """Train the pre-trained reader with a selection: all candidate rates with seed 0, the best with all seeds.
 
     Args:

@@ -115,9 +115,7 @@ def user_conditions(images: Tensor) -> Tensor:
     return thin * (1 - FADING * (across[None, :] + down[:, None]) / 2)
 
 
-def warp(
-    images: Tensor, *, degrees: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
-) -> Tensor:
+def warp(images: Tensor, *, degrees: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """Turn, resize and move each image about its centre; what comes in from outside is paper.
 
     Args:

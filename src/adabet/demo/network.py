@@ -96,8 +96,7 @@ def demo_model(num_classes: int = CLASSES, *, pretrained: bool = True) -> DigitR
 def save_weights(model: DigitReader, path: Path = WEIGHTS) -> None:
     """Write a digit reader's weights in half precision, to halve the file; loading widens them again."""
     half = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
     }
     require("safetensors.torch", "saving the demo's weights").save_file(half, path)
 

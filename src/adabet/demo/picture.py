@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from adabet.demo.result import DemoResult, RankedLayer
+from adabet.demo.result import DemoResult
 from adabet.extras import require
 from adabet.files import replacing
+from adabet.ranking import Ranking
 from adabet.sizes import format_size
 
 INK, QUIET, FAINT = "#222222", "#5f5f5f", "#cccccc"
@@ -46,7 +47,7 @@ def draw_picture(result: DemoResult, clean: Tensor, shifted: Tensor, path: str |
     figure = new_figure(figsize=(WIDTH, HEIGHT), dpi=DOTS_PER_INCH, facecolor="white")
     axes = {panel: figure.add_axes(place) for panel, place in PLACES.items()}
     _draw_digits(axes["digits"], result, clean, shifted)
-    _draw_ranking(axes["ranking"], result.layers, samples=result.unlabelled)
+    _draw_ranking(axes["ranking"], result.ranking, set(result.selection.layers))
     _draw_outcomes(axes["accuracy"], axes["memory"], result)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
@@ -63,8 +64,7 @@ def _draw_digits(axes: Any, result: DemoResult, clean: Tensor, shifted: Tensor) 
     """Two strips of digits, and below what the reader takes them for; mistakes are struck in vermilion."""
     _head(
         axes,
-        f"A digit reader meets a new user: from {result.clean_accuracy:.0%} of digits read right "
-        f"to {result.before:.0%}",
+        f"A digit reader meets a new user: from {result.clean:.0%} of digits read right to {result.before:.0%}",
         "the same digits as the reader knows them, and on a tilted page with a thin pen and fading ink",
         left=0.04,
     )
@@ -94,32 +94,33 @@ def _draw_digit(axes: Any, image: Tensor, *, left: float, bottom: float) -> None
     axes.add_patch(rectangle((left, bottom), 0.96, 0.96, fill=False, edgecolor=FAINT, linewidth=0.8))
 
 
-def _draw_ranking(axes: Any, layers: tuple[RankedLayer, ...], *, samples: int) -> None:
+def _draw_ranking(axes: Any, ranking: Ranking, chosen: set[str]) -> None:
     """Scores along the depth of the network; the chosen layers stand out."""
-    chosen = sum(layer.selected for layer in layers)
+    names = [ranked.layer.name for ranked in ranking.layers]
     _head(
         axes,
-        f"{samples} unlabelled samples say which layers to train: {chosen} of {len(layers)}, and the head",
+        f"{ranking.samples} unlabelled digits say which layers to train: {len(chosen)} of {len(names)}, and the head",
         "score: loops in the topology of a layer's activations (the figure on its bar) per thousand outputs",
         left=-0.49,
     )
-    for position, layer in enumerate(layers):
-        style = {"color": CHOSEN, "fontweight": "bold"} if layer.selected else {"color": QUIET}
-        axes.bar(position, 1000 * layer.score, width=0.74, color=CHOSEN if layer.selected else FAINT)
+    for position, ranked in enumerate(ranking.layers):
+        marked = names[position] in chosen
+        height = 1000 * ranked.priority
+        axes.bar(position, height, width=0.74, color=CHOSEN if marked else FAINT)
         axes.annotate(
-            f"{layer.betti:.0f}", (position, 1000 * layer.score), (0, 2), textcoords="offset points",
-            ha="center", va="bottom", fontsize=9, **style,
+            f"{ranked.score:g}", (position, height), (0, 2), textcoords="offset points", ha="center", va="bottom",
+            fontsize=9, color=CHOSEN if marked else QUIET, fontweight="bold" if marked else "normal",
         )  # fmt: skip
-    short_names = [layer.name.partition(".")[2].replace(".", " ") for layer in layers]
-    axes.set_xticks(range(len(layers)), short_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_xlim(-0.7, len(layers) - 0.3)
-    axes.set_ylim(0, 1150 * max(layer.score for layer in layers))
+    short_names = [name.partition(".")[2].replace(".", " ") for name in names]
+    axes.set_xticks(range(len(names)), short_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    axes.set_ylim(0, 1150 * max(ranked.priority for ranked in ranking.layers))
     axes.yaxis.set_major_formatter("{x:g}")
     _plain(axes)
-    for label, layer in zip(axes.get_xticklabels(), layers, strict=True):
-        if layer.selected:
+    for label, name in zip(axes.get_xticklabels(), names, strict=True):
+        if name in chosen:
             label.set(color=CHOSEN, fontweight="bold")
-    _name_blocks(axes, [layer.name.partition(".")[0] for layer in layers])
+    _name_blocks(axes, [name.partition(".")[0] for name in names])
 
 
 def _name_blocks(axes: Any, blocks: list[str]) -> None:
@@ -135,10 +136,11 @@ def _name_blocks(axes: Any, blocks: list[str]) -> None:
 
 def _draw_outcomes(accuracy_axes: Any, memory_axes: Any, result: DemoResult) -> None:
     """A row for each method: test accuracy with its spread on the left, memory on the right."""
+    seeds = "one seed" if result.seeds == 1 else f"{result.seeds} seeds"
     _head(
         accuracy_axes,
         "What training them brings",
-        f"% of {result.test} test digits read right; mean ± standard deviation, {_seeds(result)}",
+        f"% of {result.test} test digits read right; mean ± standard deviation, {seeds}",
         left=-ROW_LABELS,
     )
     _head(memory_axes, "and the memory that it takes", "measured peak, weights included", left=0)
@@ -173,11 +175,6 @@ def _draw_untrained(accuracy_axes: Any, memory_axes: Any, result: DemoResult) ->
     memory_axes.barh(0, result.inference_memory, height=0.5, color="white", edgecolor=QUIET)
     text = f"{format_size(result.inference_memory)}, inference"
     _beside(memory_axes, result.inference_memory, 0, text, QUIET)
-
-
-def _seeds(result: DemoResult) -> str:
-    count = len(result.methods[0].accuracies)
-    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def _beside(axes: Any, x: float, y: float, text: str, color: str, *, leftwards: bool = False) -> None:

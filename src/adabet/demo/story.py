@@ -4,13 +4,13 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
+import torch
 from torch import Tensor
 
 from adabet.demo.adaptation import LEARNING_RATES, Adaptations, User, adapt, read
 from adabet.demo.digits import load_part
-from adabet.demo.network import DigitReader, demo_model
+from adabet.demo.network import demo_model
 from adabet.demo.picture import draw_picture
 from adabet.demo.result import DemoResult, MethodOutcome, Reading
 from adabet.errors import OptionError
@@ -73,20 +73,71 @@ def run_demo(
         "adabet": ranking.select(layer_ratio=LAYER_RATIO),
         "full": select("full", reader, user.unlabelled),
     }
-    memory = {method: _measure(user, selection) for method, selection in selections.items()}
     adaptations = {}
     for method, selection in selections.items():
         steps.begin(f"training {LABELS[method]}")
         adaptations[method] = adapt(user, selection, seeds=seeds, epochs=epochs, done=steps.done)
-    steps.begin("drawing")
-    clean = load_part("test").images
+    steps.begin("measuring memory and drawing")
+    batch = next(iter(user.training_batches(seed=0)))
+    reports = {name: measure_memory(reader, batch, selection) for name, selection in selections.items()}
+    clean_test = load_part("test").images
     before = read(reader, user.test.images)
     after = read(adaptations["adabet"].models[0], user.test.images)
     result = DemoResult(
         ranking=ranking,
         selection=selections["adabet"],
-        methods=tuple(_outcome(user, selections[name], adaptations[name], memory[name]) for name in LABELS),
-        clean=_share_right(read(reader, clean), user.test.labels),
-        before=_share_right(before, user.test.labels),
-        ...
+        methods=tuple(_outcome(user, selections[name], adaptations[name], reports[name]) for name in LABELS),
+        clean=_share_right(read(reader, clean_test), user),
+        before=_share_right(before, user),
+        inference_memory=next(report.inference.total for report in reports.values() if report.inference),
+        readings=_readings(user.test.labels, before, after),
+        training=len(user.training),
+        test=len(user.test),
+        epochs=epochs,
+        picture=os.fspath(output),
+        seconds=0.0,
     )
+    draw_picture(result, clean_test[:READINGS], user.test.images[:READINGS], output)
+    return replace(result, seconds=round(time.perf_counter() - start, 1))
+
+
+class _Steps:
+    """Counts training runs and tells the caller."""
+
+    def __init__(self, progress: Progress | None, *, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._doing, self._behind = "", 0
+
+    def begin(self, doing: str) -> None:
+        self._doing = doing
+        self._tell()
+
+    def done(self) -> None:
+        self._behind += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._doing, self._behind, self._total)
+
+
+def _outcome(user: User, selection: Selection, adaptations: Adaptations, report: MemoryReport) -> MethodOutcome:
+    return MethodOutcome(
+        method=selection.method,
+        label=LABELS[selection.method],
+        trained_layers=len(selection.choices),
+        trained_parameters=selection.parameter_count,
+        learning_rate=adaptations.learning_rate,
+        validation=adaptations.validation,
+        accuracies=tuple(_share_right(read(model, user.test.images), user) for model in adaptations.models),
+        memory=report.training.total,
+    )
+
+
+def _share_right(answers: Tensor, user: User) -> float:
+    return float((answers == user.test.labels).double().mean())
+
+
+def _readings(labels: Tensor, before: Tensor, after: Tensor) -> tuple[Reading, ...]:
+    shown = torch.stack([labels, before, after], dim=1)[:READINGS]
+    return tuple(Reading(*row) for row in shown.tolist())

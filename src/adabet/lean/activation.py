@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adabet.lean.bits import Layout, map_slices, pack, room_for_bits
-from adabet.lean.gates import Clamp, Gate, HardSigmoid, HardTanh, LeakyRectifier, Rectifier
+from adabet.lean.gates import HARD_SIGMOID, RECTIFIER, Gate, clamp_gate, hard_tanh, leaky_rectifier
 from adabet.lean.keeping import Kept, as_it_is, is_tracked, keep, may_overwrite, recipe, remember, remember_mask
 from adabet.lean.rules import first_order, is_spare, rule
 
@@ -69,23 +69,23 @@ def _gate(x: Tensor, gate: Gate, *, in_place: bool = False) -> Tensor:
 @rule(F.relu)
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """Stand in for ``torch.nn.functional.relu``: one bit an element."""
-    return _gate(input, Rectifier(), in_place=inplace)
+    return _gate(input, RECTIFIER, in_place=inplace)
 
 
 @rule(torch.relu, Tensor.relu)
 def _relu(input: Tensor) -> Tensor:
-    return _gate(input, Rectifier())
+    return _gate(input, RECTIFIER)
 
 
 @rule(torch.relu_, Tensor.relu_)
 def _relu_(input: Tensor) -> Tensor:
-    return _gate(input, Rectifier(), in_place=True)
+    return _gate(input, RECTIFIER, in_place=True)
 
 
 @rule(F.relu6)
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """Stand in for ``torch.nn.functional.relu6``: one bit an element."""
-    return _gate(input, HardTanh(0.0, 6.0), in_place=inplace)
+    return _gate(input, hard_tanh(0.0, 6.0), in_place=inplace)
 
 
 @rule(F.hardtanh)
@@ -93,7 +93,7 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
     """Stand in for ``torch.nn.functional.hardtanh``: one bit an element."""
     if min_val > max_val:
         return F.hardtanh(input, min_val, max_val, inplace)
-    return _gate(input, HardTanh(min_val, max_val), in_place=inplace)
+    return _gate(input, hard_tanh(min_val, max_val), in_place=inplace)
 
 
 @rule(F.hardtanh_)
@@ -106,7 +106,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     """Stand in for ``torch.nn.functional.leaky_relu``: one bit an element."""
     if negative_slope < 0:
         return F.leaky_relu(input, negative_slope, inplace)
-    return _gate(input, LeakyRectifier(negative_slope), in_place=inplace)
+    return _gate(input, leaky_rectifier(negative_slope), in_place=inplace)
 
 
 @rule(F.leaky_relu_)
@@ -117,24 +117,24 @@ def _leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
 @rule(F.hardsigmoid)
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """Stand in for ``torch.nn.functional.hardsigmoid``: one bit an element."""
-    return _gate(input, HardSigmoid(), in_place=inplace)
+    return _gate(input, HARD_SIGMOID, in_place=inplace)
 
 
 @rule(torch.clamp, torch.clip, Tensor.clamp, Tensor.clip)
-def clamp(
-    input: Tensor, min: Bound = None, max: Bound = None, *, out: Tensor | None = None  # noqa: A002
-) -> Tensor:
+def clamp(input: Tensor, min: Bound = None, max: Bound = None, *, out: Tensor | None = None) -> Tensor:
     """Stand in for ``torch.clamp`` to numbers: one bit an element."""
-    if out is not None or not _are_numbers(min, max):
-        return torch.clamp(input, min, max, out=out)  # type: ignore[arg-type]  # stock takes or refuses them
-    return _gate(input, Clamp(min, max))
+    gate = _number_gate(min, max) if out is None else None
+    if gate is None:
+        return torch.clamp(input, min, max, out=out)  # type: ignore[arg-type]  # stock judges
+    return _gate(input, gate)
 
 
 @rule(torch.clamp_, torch.clip_, Tensor.clamp_, Tensor.clip_)
 def _clamp_(input: Tensor, min: Bound = None, max: Bound = None) -> Tensor:
-    if not _are_numbers(min, max):
-        return torch.clamp_(input, min, max)
-    return _gate(input, Clamp(min, max), in_place=True)
+    gate = _number_gate(min, max)
+    if gate is None:
+        return torch.clamp_(input, min, max)  # type: ignore[arg-type]  # stock judges
+    return _gate(input, gate, in_place=True)
 
 
 @rule(torch.clamp_min, Tensor.clamp_min)
@@ -157,9 +157,11 @@ def _clamp_max_(input: Tensor, max: Bound) -> Tensor:
     return _clamp_(input, None, max)
 
 
-def _are_numbers(low: Bound, high: Bound) -> bool:
-    given = [bound for bound in (low, high) if bound is not None]
-    return bool(given) and all(isinstance(bound, int | float) for bound in given)
+def _number_gate(low: Bound, high: Bound) -> Gate | None:
+    """The gate for bounds that are numbers; None for tensors, and for no bounds at all."""
+    if (low is None and high is None) or isinstance(low, Tensor) or isinstance(high, Tensor):
+        return None
+    return clamp_gate(low, high)
 
 
 @dataclass(frozen=True)
@@ -168,25 +170,23 @@ class Curve:
 
     Attributes:
         apply: the stock activation.
-        apply_: the same in place.
+        apply_: the same in place, where stock has it.
         backward: the stock kernel, ``backward(gradient, input)``.
         backward_into: the same with ``grad_input=`` for its result; None if there is none that writes there.
     """
 
     apply: Callable[[Tensor], Tensor]
-    apply_: Callable[[Tensor], Tensor] | None
+    apply_: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
     backward_into: Callable[..., Tensor] | None = None
 
 
-SILU = Curve(
-    F.silu, partial(F.silu, inplace=True), aten.silu_backward, aten.silu_backward.grad_input
-)
+SILU = Curve(F.silu, partial(F.silu, inplace=True), aten.silu_backward, aten.silu_backward.grad_input)
 HARDSWISH = Curve(F.hardswish, partial(F.hardswish, inplace=True), aten.hardswish_backward)
 GELU = {
     name: Curve(
         partial(F.gelu, approximate=name),
-        None,
+        partial(aten.gelu_, approximate=name),
         partial(aten.gelu_backward, approximate=name),
         partial(aten.gelu_backward.grad_input, approximate=name),
     )

@@ -40,8 +40,7 @@ class Layout:
     def fits(self, tensor: Tensor) -> bool:
         """Whether the tensor's elements lie in this order."""
         return tensor.shape == self.shape and all(
-            mine == its or size == 1
-            for mine, its, size in zip(self.strides, tensor.stride(), self.shape, strict=True)
+            mine == its or size == 1 for mine, its, size in zip(self.strides, tensor.stride(), self.shape, strict=True)
         )
 
     def arrange(self, tensor: Tensor) -> Tensor:

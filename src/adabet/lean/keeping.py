@@ -2,8 +2,8 @@
 
 An operation that needs one of its inputs again asks `keep` what to save for it. Often that input can be made again, to
 the bit and at little cost, from something that is in memory anyway: ``silu`` keeps its own input, so whoever needs
-``silu``'s output can save that input too, for nothing, and apply ``silu`` once more. And where the output itself has to be
-saved, the one bit an element that ``relu`` kept has become superfluous.
+``silu``'s output can save that input too, for nothing, and apply ``silu`` once more. And where the output itself has to
+be saved, the one bit an element that ``relu`` kept has become superfluous.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,11 @@ class Kept:
 
     tensors: tuple[Tensor, ...]
     rebuild: Callable[..., Tensor]
+
+    @property
+    def is_itself(self) -> bool:
+        """Whether the tensor is saved as it is; if not, ``rebuild`` gives it in new memory."""
+        return self.rebuild is Tensor.detach
 
     def then(self, function: Callable[[Tensor], Tensor]) -> "Kept":
         """What stands for ``function`` of the tensor; it must give the same bits each time."""
@@ -67,6 +72,15 @@ def keep(tensor: Tensor) -> Kept:
         return made
     _drop_mask(tensor)
     return as_it_is(tensor)
+
+
+def together(function: Callable[[Tensor, Tensor], Tensor], first: Kept, second: Kept) -> Kept:
+    """What stands for ``function`` of two tensors; it must give the same bits each time."""
+    split = len(first.tensors)
+    return Kept(
+        (*first.tensors, *second.tensors),
+        lambda *tensors: function(first.rebuild(*tensors[:split]), second.rebuild(*tensors[split:])),
+    )
 
 
 def as_it_is(tensor: Tensor) -> Kept:

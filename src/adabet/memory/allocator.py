@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch._C._autograd import _profiler_enabled
 from torch._C._profiler import _ExtraFields_Allocation, _ProfilerEvent
 from torch.autograd.profiler import profile, record_function
 
@@ -126,14 +127,13 @@ class _Profiler:
         """Start it, if anything is being recorded."""
         if not self.recordings:
             return
+        if _profiler_enabled():
+            raise TrainingError(
+                "expected no other torch profiler while memory is measured, one is running; stop it first"
+            )
         stack, profiler = ExitStack(), profile(use_kineto=True, profile_memory=True)
         with _silent_tracing():
-            try:
-                stack.enter_context(profiler)
-            except RuntimeError as error:
-                raise TrainingError(
-                    "expected no other torch profiler while memory is measured, one is running; stop it first"
-                ) from error
+            stack.enter_context(profiler)
         self.running = stack, profiler
 
     def stop(self) -> None:

@@ -134,7 +134,7 @@ def _record_training(
     """Record two steps: the first makes the optimizer's state, which only the second has from its start."""
 
     def backward(loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         recording.mark(GRADIENT, _addresses(parameter.grad for parameter in trainable))
 
     with record_allocations(device_of(model)) as recording:

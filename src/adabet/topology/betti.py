@@ -63,7 +63,7 @@ def betti_one(distances: Tensor, *, min_persistence: float | None = None) -> Ten
     counts = torch.zeros(len(clouds), dtype=torch.int64, device=clouds.device)
     if min_persistence is not None and not min_persistence >= 0:
         raise OptionError(f"min_persistence must be a length >= 0, got {min_persistence}")
-    if clouds.shape[-1] >= _FEWEST_POINTS:
+    if len(clouds) > 0 and clouds.shape[-1] >= _FEWEST_POINTS:
         if min_persistence is None:
             _count_bars(clouds, out=counts)
         else:
@@ -84,24 +84,44 @@ def _clouds(distances: Tensor) -> Tensor:
     if clouds.numel() == 0:
         return clouds
 
-    low, high = clouds.amin((1, 2)), clouds.amax((1, 2))
-    _refuse(low.isnan(), batch, "holds a NaN; distances must be finite numbers")
-    _refuse(high.isinf(), batch, "holds an infinite distance; distances must be finite numbers")
-    _refuse(low < 0, batch, "holds a negative distance; distances must be >= 0")
-    diagonal = clouds.diagonal(dim1=1, dim2=2)
-    _refuse(diagonal.any(1), batch, "has a non-zero diagonal; a point's distance to itself must be 0")
-    if not torch.equal(clouds, clouds.mT):
-        remedy = "average it with its transpose"
-        _refuse((clouds != clouds.mT).flatten(1).any(1), batch, f"is not exactly symmetric; {remedy}")
+    checked = 0
+    for piece in _pieces(clouds):
+        if not _is_sound(piece):
+            at_fault = next(index for index, cloud in enumerate(piece) if not _is_sound(cloud))
+            where = ", ".join(map(str, np.unravel_index(checked + at_fault, batch)))
+            name = f"cloud {where} of {tuple(batch)}" if batch else "the cloud"
+            raise ActivationError(f"{name} {_complaint(piece[at_fault])}")
+        checked += len(piece)
     return clouds
 
 
-def _refuse(at_fault: Tensor, batch: torch.Size, complaint: str) -> None:
-    """Raise an error that names the first cloud at fault, if there is one."""
-    if at_fault.any():
-        index = np.unravel_index(int(at_fault.int().argmax()), batch)
-        name = f"cloud {', '.join(map(str, index))} of {tuple(batch)}" if batch else "the cloud"
-        raise ActivationError(f"{name} {complaint}")
+def _is_sound(clouds: Tensor) -> bool:
+    """Tell whether distances are finite, not negative, symmetric, and zero on the diagonal."""
+    # A NaN fails both comparisons.
+    in_range = bool(clouds.amin() >= 0) and bool(clouds.amax() < torch.inf)
+    return in_range and not clouds.diagonal(dim1=-2, dim2=-1).any() and torch.equal(clouds, clouds.mT)
+
+
+def _complaint(cloud: Tensor) -> str:
+    if cloud.isnan().any():
+        return "holds a NaN; distances must be finite numbers"
+    if cloud.isinf().any():
+        return "holds an infinite distance; distances must be finite numbers"
+    if (cloud < 0).any():
+        return "holds a negative distance; distances must be >= 0"
+    if cloud.diagonal().any():
+        return "has a non-zero diagonal; the distance of a point to itself must be 0"
+    return "is not exactly symmetric; average it with its transpose"
+
+
+def _elements_per_operation(device: torch.device) -> int:
+    return _CPU_ELEMENTS_PER_OPERATION if device.type == "cpu" else _ACCELERATOR_ELEMENTS_PER_OPERATION
+
+
+def _pieces(clouds: Tensor) -> tuple[Tensor, ...]:
+    """Split clouds into pieces, each of which one operation may pass over."""
+    n = clouds.shape[-1]
+    return torch.split(clouds, max(1, _elements_per_operation(clouds.device) // n**2))
 
 
 def _count_long_bars(clouds: Tensor, min_persistence: float, *, out: Tensor) -> None:
@@ -114,13 +134,12 @@ def _count_long_bars(clouds: Tensor, min_persistence: float, *, out: Tensor) -> 
 
 def _count_bars(clouds: Tensor, *, out: Tensor) -> None:
     """Count all bars, in blocks of clouds that fit in a cache."""
-    on_cpu = clouds.device.type == "cpu"
-    budget = _CPU_ELEMENTS_PER_OPERATION if on_cpu else _ACCELERATOR_ELEMENTS_PER_OPERATION
     n = clouds.shape[-1]
+    budget = _elements_per_operation(clouds.device)
     size = min(budget // n, 16 * budget // n**2)
     size = max(1, size - size % _CLOUDS_PER_CACHE_LINE)
     for block, counts in zip(torch.split(clouds, size), torch.split(out, size), strict=True):
-        distinct = _distinct_points(block)
+        distinct = torch.cat([_distinct_points(piece) for piece in _pieces(block)])
         untouched, tied = _untouched_edges(_edge_lengths(block, distinct), budget)
         torch.sub(untouched, distinct.sum(1) - 1, out=counts)
         for index in tied.nonzero().flatten().tolist():
@@ -128,27 +147,30 @@ def _count_bars(clouds: Tensor, *, out: Tensor) -> None:
             counts[index] = count_with_ties(block[index, kept][:, kept].cpu().numpy())
 
 
-def _distinct_points(block: Tensor) -> Tensor:
+def _distinct_points(clouds: Tensor) -> Tensor:
     """Mark the first of each set of points with identical distances, ``(clouds, n)``.
 
     A duplicate changes no count, but ties all of its edges.
     """
-    clouds, n, _ = block.shape
-    if torch.count_nonzero(block) == clouds * n * (n - 1):
-        return torch.ones(clouds, n, dtype=torch.bool, device=block.device)
-    first_twin = (block == 0).byte().argmax(-1)
-    twin_rows = block.gather(1, first_twin[:, :, None].expand(-1, -1, n))
-    is_first = first_twin == torch.arange(n, device=block.device)
-    return is_first | (twin_rows != block).any(-1)
+    count, n, _ = clouds.shape
+    if torch.count_nonzero(clouds) == count * n * (n - 1):
+        return torch.ones(count, n, dtype=torch.bool, device=clouds.device)
+    first_twin = (clouds == 0).byte().argmax(-1)
+    twin_rows = clouds.gather(1, first_twin[:, :, None].expand(-1, -1, n))
+    is_first = first_twin == torch.arange(n, device=clouds.device)
+    return is_first | (twin_rows != clouds).any(-1)
 
 
 def _edge_lengths(block: Tensor, distinct: Tensor) -> Tensor:
     """Lengths as ``(n, n, clouds)``, infinite on the diagonal and at points that are left out."""
     order = torch.contiguous_format if len(block) >= _CLOUDS_WORTH_INTERLEAVING else torch.preserve_format
-    lengths = block.permute(1, 2, 0).clone(memory_format=order)
+    lengths = torch.empty_like(block.permute(1, 2, 0), memory_format=order)
+    pieces = _pieces(block)
+    for piece, part in zip(pieces, torch.split(lengths, len(pieces[0]), dim=2), strict=True):
+        part.copy_(piece.permute(1, 2, 0))
     lengths.diagonal().fill_(torch.inf)
-    if not distinct.all():
-        left_out = ~distinct.T
+    left_out = ~distinct.T
+    if left_out.any():
         lengths.masked_fill_(left_out[:, None] | left_out, torch.inf)
     return lengths
 

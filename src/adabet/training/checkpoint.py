@@ -80,11 +80,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             epoch=document["epoch"],
             history=tuple(EpochRecord.from_dict(record) for record in document["history"]),
             stopped_early=document["stopped_early"],
-            weights={
-                name.removeprefix(WEIGHT): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(WEIGHT)
-            },
+            weights={name.removeprefix(WEIGHT): tensor for name, tensor in tensors.items() if name.startswith(WEIGHT)},
             base=document["base"],
             optimizer=unflatten(document["optimizer"], tensors),
             scaler=document["scaler"],

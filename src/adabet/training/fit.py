@@ -1,32 +1,43 @@
 """`fit`: choose what trains, train it, and keep the result."""
 
-import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from adabet.errors import DataError, LayerError, OptionError
+from adabet.errors import LayerError
 from adabet.files import write_text
 from adabet.freezing import apply
+from adabet.memory import MemoryReport, measure_memory
 from adabet.methods import select
 from adabet.selection import Selection
 from adabet.step import Loss
 from adabet.training.batches import length_of
-from adabet.training.config import describe, environment, short_digest
-from adabet.training.delta import save_delta
+from adabet.training.checkpoint import Checkpoint
+from adabet.training.config import describe, short_digest
+from adabet.training.delta import load_delta, save_delta
 from adabet.training.evaluation import Metric
 from adabet.training.loop import Training
+from adabet.training.objective import loss_for
 from adabet.training.optimizer import OptimizerFactory, optimizer_factory
 from adabet.training.processes import Processes
 from adabet.training.progress import Progress
-from adabet.training.random_state import seed_everything
+from adabet.training.random_state import random_state_kept, seed_everything
 from adabet.training.result import FitResult
-from adabet.training.run_folder import RunFolder
-from adabet.training.schedule import Schedule, constant, find_schedule
-from adabet.training.weights import BufferWatch
+from adabet.training.schedule import Schedule, find_schedule
+from adabet.training.start import check_loaders, check_options, note_memory, open_run, selection_of, weights_of
+from adabet.training.weights import BufferWatch, put_tensors
+
+UNRECORDED = frozenset(
+    {
+        *("model", "train_loader", "val_loader", "selection", "accelerator", "mixed_precision"),
+        *("run_dir", "resume", "progress"),
+    }
+)
+"""Arguments of `fit` that a resumed run may change, or that are recorded in another form."""
 
 
 def fit(
@@ -37,6 +48,9 @@ def fit(
     *,
     method: str = "adabet",
     layer_ratio: float = 0.1,
+    channel_ratio: float = 1.0,
+    method_options: Mapping[str, Any] | None = None,
+    batch_norm: Literal["eval", "train"] = "eval",
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
     monitor: str | None = None,
@@ -64,12 +78,12 @@ def fit(
     momentum 0.9, a cosine over all steps, 30 epochs; its batches of 8 belong to the loader.
 
     A run folder holds ``config.json``, ``selection.json``, ``metrics.jsonl`` (a line per epoch),
-    ``checkpoint.safetensors`` (after every epoch, without the frozen base), the deltas ``best.safetensors``
-    and ``last.safetensors`` and ``result.json``. A run that was killed, or stopped by Ctrl-C (which is raised
-    on as ``KeyboardInterrupt``), goes on after its last whole epoch with ``resume=True`` and the same
-    arguments; on a CPU it ends with the same bits as if it had not stopped, as long as all that is random
-    draws from the generators of python, numpy, torch or the loaders (``persistent_workers`` keep theirs to
-    themselves).
+    ``memory.json`` (what a step allocates, on a CPU or CUDA), ``checkpoint.safetensors`` (after every epoch,
+    without the frozen base), the deltas ``best.safetensors`` and ``last.safetensors`` and ``result.json``. A
+    run that was killed, or stopped by Ctrl-C (which is raised on as ``KeyboardInterrupt``), goes on after its
+    last whole epoch with ``resume=True`` and the same arguments; on a CPU it ends with the same bits as if it
+    had not stopped, as long as all that is random draws from the generators of python, numpy, torch or the
+    loaders (``persistent_workers`` keep theirs to themselves).
 
     Args:
         model: any module, with the head for the task.
@@ -79,6 +93,11 @@ def fit(
         selection: what to train; None lets ``method`` choose, on the training batches.
         method: name of a method (`adabet.methods`), if there is no ``selection``.
         layer_ratio: share of the layers that it may choose, in [0, 1].
+        channel_ratio: share of each chosen layer's output channels that train, in (0, 1].
+        method_options: more options for the method, such as ``{"samples": 80}``.
+        batch_norm: ``"eval"``: every batch-norm keeps its running statistics, chosen ones train scale and
+            shift; ``"train"``: chosen ones use the batch's statistics and update their own (see
+            `adabet.apply`).
         loss: ``loss(outputs, labels)``; default: the loss that the model computes itself if it does, as those
             of transformers do when a mapping holds labels; otherwise cross entropy.
         metrics: functions ``metric(logits, labels)`` by name, larger is better; default: accuracy where each
@@ -122,57 +141,61 @@ def fit(
         CheckpointError: if the checkpoint to resume from is damaged or does not fit the model.
         StorageError: if the disk refuses; the last checkpoint stays whole.
     """
-    _check_options(epochs, early_stop, keep, validated=val_loader is not None)
-    if resume and run_dir is None:
-        raise OptionError("expected run_dir, the folder of the run to resume")
-    _check_length(train_loader, "training")
-    _check_length(val_loader, "validation")
+    options = {name: describe(value) for name, value in locals().items() if name not in UNRECORDED}
     rate = find_schedule(schedule)
-    if rate is not constant and length_of(train_loader) is None:
-        raise OptionError("expected a training loader with a length; give one, or take schedule='constant'")
+    check_options(epochs=epochs, early_stop=early_stop, keep=keep, validated=val_loader is not None)
+    check_loaders(train_loader, val_loader, rate)
     make_optimizer = optimizer_factory(optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum)
     processes = Processes(accelerator, mixed_precision)
-    options = {
+    options |= {
         "selection": None if selection is None else short_digest(selection.to_json()),
-        "method": method if selection is None else None,
-        "layer_ratio": layer_ratio if selection is None else None,
-        "loss": describe(loss),
-        "metrics": describe(metrics),
-        "monitor": monitor,
-        "optimizer": describe(optimizer),
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "momentum": momentum,
-        "schedule": describe(schedule),
-        "epochs": epochs,
-        "early_stop": early_stop,
-        "keep": keep,
-        "micro_batch": micro_batch,
-        "lean": lean,
         "mixed_precision": processes.precision,
         "processes": processes.count,
-        "seed": seed,
+        "batch_size": getattr(train_loader, "batch_size", None),
         "train_batches": length_of(train_loader),
-        "batch_size": describe(getattr(train_loader, "batch_size", None)),
         "val_batches": None if val_loader is None else length_of(val_loader),
     }
-    run = None if run_dir is None else _open_run(Path(run_dir), resume, options, processes)
+    run = open_run(None if run_dir is None else Path(run_dir), options, processes, resume=resume)
+
+    def choose() -> Selection:
+        if selection is not None:
+            return selection
+        return select(
+            method,
+            model,
+            train_loader,
+            layer_ratio=layer_ratio,
+            channel_ratio=channel_ratio,
+            seed=seed,
+            **(method_options or {}),
+        )
+
+    def measure() -> MemoryReport:
+        batch = next(iter(train_loader))
+        with processes.autocast():
+            return measure_memory(
+                model,
+                batch,
+                chosen,
+                loss=loss_for(model, batch, loss),
+                optimizer=make_optimizer,
+                micro_batch=micro_batch,
+                lean=lean,
+                inference=False,
+            )
 
     model.to(processes.device)
     processes.same_weights(model)
-    if selection is None:
-        choose = functools.partial(select, method, model, train_loader, layer_ratio=layer_ratio, seed=seed)
-    else:
-        choose = functools.partial(_checked, selection, model)
-    seed_everything(seed)
-    chosen = _selection_of(run, choose, processes)
+    seed_everything(seed + processes.index)
+    with random_state_kept([train_loader], processes.device):
+        chosen = selection_of(run, choose, processes)
+        note_memory(run, measure, processes)
     buffers = BufferWatch.of(model)
-    with apply(model, chosen):
-        # Again, so that training draws the same whatever the method drew.
-        seed_everything(seed + processes.index)
+    checkpoint = weights_of(run, model, chosen)
+    with modes_kept(model), apply(model, chosen, batch_norm=batch_norm):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not parameters:
-            raise LayerError("the selection leaves nothing to train; raise layer_ratio or let the head train")
+            raise LayerError("the selection leaves nothing to train; choose layers, or let the head train")
         training = Training(
             model=model,
             selection=chosen,
@@ -193,72 +216,40 @@ def fit(
             progress=progress if processes.main else None,
             buffers=buffers,
         )
-        _train(training, resume=resume)
-        return _wind_up(training, keep="last" if val_loader is None else keep)
+        _train(training, checkpoint)
+    return _wind_up(training, keep="last" if val_loader is None else keep)
 
 
-def _check_options(epochs: int, early_stop: int | None, keep: str, *, validated: bool) -> None:
-    if epochs < 1:
-        raise OptionError(f"expected at least 1 epoch, got {epochs}")
-    if early_stop is not None and (early_stop < 1 or not validated):
-        raise OptionError(f"expected early_stop of at least 1 epoch, with a val_loader; got {early_stop}")
-    if keep not in ("best", "last"):
-        raise OptionError(f"expected keep to be 'best' or 'last', got {keep!r}")
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Let the block put modules into train or eval mode; afterwards each is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
-def _check_length(loader: Iterable[Any] | None, name: str) -> None:
-    if loader is not None and length_of(loader) == 0:
-        raise DataError(f"the {name} loader is empty; give one with at least one batch")
-
-
-def _open_run(path: Path, resume: bool, options: Mapping[str, Any], processes: Processes) -> RunFolder:
-    """The run folder, made or checked by the main process; it has to be the same folder for all."""
-    if processes.main:
-        if resume:
-            RunFolder.resume(path, options)
-        else:
-            RunFolder.start(path, options, environment(processes.device))
-    processes.wait()
-    return RunFolder(path)
-
-
-def _checked(selection: Selection, model: nn.Module) -> Selection:
-    selection.check(model)
-    return selection
-
-
-def _selection_of(run: RunFolder | None, choose: Callable[[], Selection], processes: Processes) -> Selection:
-    """The run's own selection if it has made one, else a new one; the main process's in all of them."""
-    text = None
-    if processes.main:
-        if run is not None and run.selection.is_file():
-            text = run.selection.read_text(encoding="utf-8")
-        else:
-            text = choose().to_json()
-            if run is not None:
-                write_text(run.selection, text)
-    return Selection.from_json(processes.from_main(text))
-
-
-def _train(training: Training, *, resume: bool) -> None:
-    run = training.run
-    if resume and run is not None and run.checkpoint.is_file():
-        training.restore(run.checkpoint)
-    else:
+def _train(training: Training, checkpoint: Checkpoint | None) -> None:
+    if checkpoint is None:
         training.save()
+    else:
+        training.restore(checkpoint)
     try:
         training.finish()
     except KeyboardInterrupt as stop:
+        run = training.run
         kept = "" if run is None else f"; {run.path} holds the last whole epoch: go on with resume=True"
         raise KeyboardInterrupt(f"training was stopped in epoch {len(training.history) + 1}{kept}") from stop
 
 
-def _wind_up(training: Training, *, keep: str) -> FitResult:
+def _wind_up(training: Training, *, keep: Literal["best", "last"]) -> FitResult:
     """Write the last delta and the result, and leave the weights that were asked for in the model."""
     model, selection, run = training.model, training.selection, training.run
     result = FitResult(
         method=selection.method,
-        layers=tuple(choice.layer for choice in selection.choices),
+        layers=selection.layers,
         trained_parameters=sum(parameter.numel() for parameter in training.parameters),
         model_parameters=sum(parameter.numel() for parameter in model.parameters()),
         monitor=training.monitored,
@@ -271,6 +262,9 @@ def _wind_up(training: Training, *, keep: str) -> FitResult:
         save_delta(model, selection, run.last, buffers=training.buffers.changed(model))
         write_text(run.result, result.to_json() + "\n")
     training.processes.wait()
-    if keep == "best":
-        training.keep_best()
+    if keep == "best" and result.best != result.last:
+        if run is None:
+            put_tensors(model, training.best_weights)
+        else:
+            load_delta(model, run.best)
     return result

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from adabet.layers.batches import sample_count
 from adabet.selection import Selection
 from adabet.step import Loss, train_step
 from adabet.training.batches import checked, length_of
-from adabet.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from adabet.training.delta import load_delta, save_delta
+from adabet.training.checkpoint import Checkpoint, write_checkpoint
+from adabet.training.delta import save_delta
 from adabet.training.evaluation import Metric, means_of, sum_over
 from adabet.training.objective import loss_for, summed
 from adabet.training.processes import Processes
@@ -26,7 +25,7 @@ from adabet.training.random_state import capture_random_state, restore_random_st
 from adabet.training.result import EpochRecord, best_record
 from adabet.training.run_folder import RunFolder
 from adabet.training.schedule import Schedule, scale_learning_rates
-from adabet.training.weights import BufferWatch, base_digest, check_tensors, put_tensors, tensors_named
+from adabet.training.weights import BufferWatch, base_digest, tensors_named
 
 
 @dataclass
@@ -54,6 +53,7 @@ class Training:
         buffers: the model's buffers before training.
         history: a record for each epoch that is done.
         stopped_early: whether early stopping has ended the run.
+        best_weights: copies of what had moved after the best epoch, where no run folder holds them.
     """
 
     model: nn.Module
@@ -76,12 +76,12 @@ class Training:
     buffers: BufferWatch
     history: list[EpochRecord] = field(default_factory=list)
     stopped_early: bool = False
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         device = self.processes.device
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.processes.precision == "fp16")
         self._steps = length_of(self.train_loader)
-        self._best_weights: dict[str, Tensor] = {}
 
     @property
     def monitored(self) -> str:
@@ -107,15 +107,6 @@ class Training:
             if self.progress is not None:
                 self.progress.stop()
 
-    def keep_best(self) -> None:
-        """Put the best epoch's weights into the model."""
-        if self.best.epoch == len(self.history):
-            return
-        if self.run is not None:
-            load_delta(self.model, self.run.best)
-        else:
-            put_tensors(self.model, self._best_weights)
-
     def save(self) -> None:
         """Write the checkpoint, then what follows from it: a kill in between is made good by resuming."""
         random = self.processes.from_all(capture_random_state(self._loaders, self.processes.device))
@@ -136,29 +127,22 @@ class Training:
         write_checkpoint(self.run.checkpoint, checkpoint)
         self._write_records()
 
-    def restore(self, path: Path) -> None:
-        """Go back to where a checkpoint was written.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint whose weights are in the model.
 
         Raises:
-            CheckpointError: if it is damaged or does not fit this run; the model is unchanged then.
+            CheckpointError: if it does not fit this run.
         """
-        checkpoint = read_checkpoint(path)
-        check_tensors(self.model, checkpoint.weights, checkpoint.base, str(path))
-        missing = tensors_named(self.model, self.selection.parameters).keys() - checkpoint.weights.keys()
-        if missing:
-            raise CheckpointError(f"{path} does not hold {min(missing)}, which this run trains")
         if len(checkpoint.random) != self.processes.count:
             raise CheckpointError(
-                f"{path} was written by {len(checkpoint.random)} processes, these are {self.processes.count}"
+                f"the checkpoint is of a run with {len(checkpoint.random)} processes, these are {self.processes.count}"
             )
         try:
             self.optimizer.load_state_dict(dict(checkpoint.optimizer))
             self._scaler.load_state_dict(dict(checkpoint.scaler))
         except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not fit this run's optimizer: {error}") from error
-        own = checkpoint.random[self.processes.index]
-        restore_random_state(own, self._loaders, self.processes.device)
-        put_tensors(self.model, checkpoint.weights)
+            raise CheckpointError(f"the checkpoint does not fit the optimizer: {error}") from error
+        restore_random_state(checkpoint.random[self.processes.index], self._loaders, self.processes.device)
         self.history = list(checkpoint.history)
         self.stopped_early = checkpoint.stopped_early
         if self.processes.main:
@@ -197,9 +181,7 @@ class Training:
         )
         self.history.append(self.processes.from_main(record))
         if self.run is None and self.val_loader is not None and self.best.epoch == number:
-            self._best_weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in self._moved().items()
-            }
+            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self._moved().items()}
         self.stopped_early = self.early_stop is not None and number - self.best.epoch >= self.early_stop
         self.save()
         if self.progress is not None:
@@ -245,15 +227,14 @@ class Training:
 
     def _training_batches(self, epoch: int) -> Iterator[Any]:
         for part in (self.train_loader, getattr(self.train_loader, "sampler", None)):
-            if hasattr(part, "set_epoch"):
+            if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         empty = True
         for batch in checked(self.train_loader, "training"):
             empty = False
             yield batch
         if empty:
-            again = "; give a loader that can be iterated again, not an iterator" if epoch > 1 else ""
-            raise DataError(f"expected training batches, the loader gave none in epoch {epoch}{again}")
+            raise DataError(f"expected training batches, the loader gave none in epoch {epoch}")
 
     def _validate(self, epoch: int) -> dict[str, float]:
         if self.val_loader is None:

@@ -76,8 +76,7 @@ def _span(labels: Tensor) -> tuple[int, int] | None:
 def _check_span(span: tuple[int, int], logits: Tensor) -> None:
     if logits.dim() < 2:
         raise DataError(
-            f"expected logits of shape (samples, classes), got {tuple(logits.shape)}; "
-            "pass a loss that takes them"
+            f"expected logits of shape (samples, classes), got {tuple(logits.shape)}; pass a loss that takes them"
         )
     low, high = span
     classes = logits.shape[1]

@@ -1,6 +1,6 @@
 """Optimizers by name; the paper's is SGD with decoupled weight decay."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from adabet.errors import OptionError, UnknownNameError
 
-OptimizerFactory = Callable[[list[Tensor]], Optimizer]
+OptimizerFactory = Callable[[Sequence[Tensor]], Optimizer]
 """Makes an optimizer for a list of parameters."""
 
 

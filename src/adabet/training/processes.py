@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader
 from adabet.errors import OptionError
 from adabet.extras import require
 from adabet.training.weights import stored_tensors
-
-Precision = Literal["no", "fp16", "bf16"]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,13 +38,11 @@ class Processes:
         self.accelerator = library.Accelerator() if accelerator is None else accelerator
         kind = self.accelerator.distributed_type.value
         if kind not in PLAIN_KINDS:
-            raise OptionError(
-                f"expected processes that each hold the whole model, accelerate is set up for {kind}"
-            )
+            raise OptionError(f"expected processes that each hold the whole model, accelerate is set up for {kind}")
         precision = self.accelerator.mixed_precision if mixed_precision is None else mixed_precision
         if precision != "no" and precision not in DTYPES:
             raise OptionError(f"expected mixed_precision to be 'no', 'fp16' or 'bf16', got {precision!r}")
-        self.precision: Precision = precision
+        self.precision: str = precision
         self.device: torch.device = self.accelerator.device
         self.count: int = self.accelerator.num_processes
         self.index: int = self.accelerator.process_index
@@ -72,9 +68,7 @@ class Processes:
         if self.count == 1:
             return loader
         if not isinstance(loader, DataLoader):
-            raise OptionError(
-                f"expected a torch DataLoader for several processes, got {type(loader).__name__}"
-            )
+            raise OptionError(f"expected a torch DataLoader for several processes, got {type(loader).__name__}")
         former = self.accelerator.even_batches
         self.accelerator.even_batches = even
         try:

@@ -53,9 +53,7 @@ class TerminalProgress:
         total = None if steps is None else epochs * steps
         done = 0 if steps is None else (first_epoch - 1) * steps
         self._bar.start()
-        self._task = self._bar.add_task(
-            f"epoch {first_epoch}/{epochs}", total=total, completed=done, loss=0.0
-        )
+        self._task = self._bar.add_task(f"epoch {first_epoch}/{epochs}", total=total, completed=done, loss=0.0)
 
     def step(self, *, epoch: int, step: int, loss: float) -> None:  # noqa: ARG002 - part of the protocol
         """Move the bar on."""

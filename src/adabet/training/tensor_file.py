@@ -88,4 +88,4 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The elements of a tensor as they lie in memory, in row-major order."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

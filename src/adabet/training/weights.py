@@ -106,8 +106,7 @@ def check_tensors(model: nn.Module, tensors: Mapping[str, Tensor], base: str, wh
             )
         if own[name].dtype != tensor.dtype:
             raise CheckpointError(
-                f"{what} holds {name} as {tensor.dtype}, in the model it is {own[name].dtype}; "
-                "convert the model before"
+                f"{what} holds {name} as {tensor.dtype}, in the model it is {own[name].dtype}; convert the model before"
             )
     if base_digest(model, tensors.keys()) != base:
         raise CheckpointError(

@@ -1,0 +1,74 @@
+"""`adabet rank`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adabet.cli import setup
+from adabet.cli.show import bar, note, out, ranking_table
+
+EXAMPLE = "Example: `adabet rank timm/mobilenetv2_100 photos/ --weights mobilenetv2.safetensors --layer-ratio 0.1`"
+
+
+def command(
+    model: setup.Model,
+    data: setup.Data,
+    *,
+    method: setup.MethodName = "adabet",
+    layer_ratio: setup.LayerRatio = 0.1,
+    channel_ratio: setup.ChannelRatio = 1.0,
+    axis: setup.Axis = "out",
+    samples: setup.Samples = 40,
+    normalize: setup.Normalize = "activations",
+    samples_in_memory: setup.SamplesInMemory = None,
+    sketch: setup.Sketch = None,
+    weights: setup.Weights = None,
+    pretrained: setup.Pretrained = False,
+    model_arg: setup.ModelArguments = None,
+    image_size: setup.ImageSize = None,
+    mean: setup.Mean = None,
+    std: setup.Std = None,
+    seed: setup.Seed = 0,
+    output: Annotated[Path | None, typer.Option(help="Also write the selection to this JSON file.")] = None,
+    rows: Annotated[int, typer.Option(help="How many layers to show; 0 for all.")] = 25,
+    as_json: setup.Json = False,
+) -> None:
+    """Rank a model's layers by unlabelled samples, in forward passes only."""
+    from adabet.files import write_text
+    from adabet.methods import rank
+    from adabet.models import load_model
+
+    options = setup.method_options(
+        method, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
+    )
+    loaded = load_model(
+        model,
+        weights=weights,
+        pretrained=pretrained,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        **setup.model_arguments(model_arg),
+    )
+    batches = setup.image_batches(data, setup.image_config(loaded), samples=samples, seed=seed)
+    if channel_ratio < 1 and method == "adabet":
+        options |= {"channels": layer_ratio, "axis": axis}
+    with setup.notes_for_warnings(), bar("forward passes") as progress:
+        ranking = rank(loaded.model, batches, method=method, seed=seed, progress=progress, **options)
+    selection = ranking.select(layer_ratio=layer_ratio, channel_ratio=channel_ratio, axis=axis)  # type: ignore[arg-type]
+    if output is not None:
+        write_text(output, selection.to_json() + "\n")
+    if as_json:
+        out.print_json(
+            json.dumps({"ranking": json.loads(ranking.to_json()), "selection": json.loads(selection.to_json())})
+        )
+        return
+    out.print(ranking_table(ranking, selection, rows=rows or None))
+    out.print(str(selection).partition("\n")[0])
+    for text in ranking.notes:
+        note(text)
+
+
+command.__name__ = "rank"

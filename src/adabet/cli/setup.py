@@ -1,0 +1,128 @@
+"""What `rank` and `tune` have in common: a model, images, and the options for both."""
+
+import ast
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adabet.cli.show import bar, note
+from adabet.errors import ModelError, OptionError
+from adabet.models import DataConfig, LoadedModel
+
+Model = Annotated[
+    str,
+    typer.Argument(help="timm/NAME, torchvision/NAME, hf/NAME, demo, or a folder that a library saved."),
+]
+Data = Annotated[
+    str, typer.Argument(help="A folder of images, or one of pets, flowers, dogs, cub (downloaded where missing).")
+]
+Weights = Annotated[Path | None, typer.Option(help="A local safetensors file with pre-trained weights.")]
+Pretrained = Annotated[bool, typer.Option(help="Fetch the library's own pre-trained weights.")]
+ModelArguments = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="NAME=VALUE", help="Passed to the model's constructor; may be repeated."),
+]
+ImageSize = Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")]
+Mean = Annotated[float | None, typer.Option(help="Of pixels in [0, 1], in place of the model's own.")]
+Std = Annotated[float | None, typer.Option(help="Like --mean.")]
+MethodName = Annotated[str, typer.Option(help="Who chooses; `adabet methods` lists them.")]
+LayerRatio = Annotated[float, typer.Option(help="Share of the layers to choose, the paper's rho.")]
+ChannelRatio = Annotated[float, typer.Option(help="Share of each chosen layer's channels, the paper's rho_ch.")]
+Axis = Annotated[str, typer.Option(help="Whose channels: 'out' (the paper's) or 'in' (saves activations).")]
+Samples = Annotated[int, typer.Option(help="Unlabelled samples that AdaBet looks at.")]
+Normalize = Annotated[str, typer.Option(help="AdaBet divides by: activations, parameters or none.")]
+SamplesInMemory = Annotated[
+    int | None, typer.Option(help="AdaBet: most samples at once; fewer take more passes. Default: all.")
+]
+Sketch = Annotated[
+    int | None, typer.Option(help="AdaBet: estimate distances from so many random projections, in one pass.")
+]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead.")]
+
+
+def model_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of a model's constructor from ``NAME=VALUE`` texts.
+
+    Raises:
+        OptionError: if one has no equals sign.
+
+    Example:
+        >>> model_arguments(["pad_type=same", "drop_rate=0.1"])
+        {'pad_type': 'same', 'drop_rate': 0.1}
+    """
+    arguments = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise OptionError(f"expected --model-arg NAME=VALUE, got {pair!r}")
+        try:
+            arguments[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[name] = value
+    return arguments
+
+
+def method_options(
+    method: str, *, samples: int, normalize: str, samples_in_memory: int | None, sketch: int | None
+) -> dict[str, Any]:
+    """The options that a method takes, of those that the command line has for AdaBet."""
+    from adabet.methods import find_method
+
+    given = {
+        "samples": samples,
+        "normalize": normalize,
+        "samples_in_memory": samples_in_memory,
+        "sketch": sketch,
+    }
+    return {name: value for name, value in given.items() if name in find_method(method).options}
+
+
+def image_config(loaded: LoadedModel) -> DataConfig:
+    """What images the model takes.
+
+    Raises:
+        ModelError: if it takes none.
+    """
+    if loaded.data_config is None:
+        raise ModelError(f"{loaded.name} reads no images; the command line adapts image models, the library any other")
+    return loaded.data_config
+
+
+def image_batches(data: str, config: DataConfig, *, samples: int, seed: int) -> list[Any]:
+    """Unlabelled batches of 8 from a folder or a dataset by name; says what could not be read."""
+    from adabet.data import load_data, transforms, unlabelled_batches
+
+    transform = transforms(config, train=False)
+    if Path(data).is_dir():
+        batches, left_out = unlabelled_batches(
+            Path(data), transform, samples=samples, channels=config.input_size[0], seed=seed
+        )
+    else:
+        with bar("reading images") as progress:
+            splits = load_data(
+                data, transform_train=transform, transform_eval=transform, progress=progress, cache=False
+            )
+        batches, left_out = (
+            splits.unlabelled(samples=min(samples, len(splits.train)), seed=seed),
+            splits.report.left_out,
+        )
+    for image in left_out:
+        note(f"{image.path} cannot be read and was left out: {image.reason}")
+    return batches
+
+
+@contextmanager
+def notes_for_warnings() -> Iterator[None]:
+    """Show the library's warnings as notes, one line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for warning in caught:
+                note(str(warning.message))

@@ -1,0 +1,140 @@
+"""`adabet tune`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from adabet.cli import setup
+from adabet.cli.show import bar, err, note, out
+from adabet.sizes import format_size
+
+EXAMPLE = (
+    "Example: `adabet tune timm/mobilenetv2_100 photos/ --weights mobilenetv2.safetensors --layer-ratio 0.1 "
+    "--epochs 5 --lr 0.01`"
+)
+
+
+def command(
+    model: setup.Model,
+    data: setup.Data,
+    *,
+    method: setup.MethodName = "adabet",
+    layer_ratio: setup.LayerRatio = 0.1,
+    channel_ratio: setup.ChannelRatio = 1.0,
+    axis: setup.Axis = "out",
+    samples: setup.Samples = 40,
+    normalize: setup.Normalize = "activations",
+    samples_in_memory: setup.SamplesInMemory = None,
+    sketch: setup.Sketch = None,
+    selection_file: Annotated[
+        Path | None, typer.Option("--selection", help="Train this selection, written by `adabet rank --output`.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start of the cosine.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled, on every trained tensor.")] = 5e-4,
+    optimizer: Annotated[str, typer.Option(help="sgdw, sgd, adam or adamw.")] = "sgdw",
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
+    micro_batch: Annotated[int | None, typer.Option(help="Images in memory at once; the gradient is the same.")] = None,
+    early_stop: Annotated[int | None, typer.Option(help="End after so many epochs without a better one.")] = None,
+    mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    weights: setup.Weights = None,
+    pretrained: setup.Pretrained = False,
+    model_arg: setup.ModelArguments = None,
+    image_size: setup.ImageSize = None,
+    mean: setup.Mean = None,
+    std: setup.Std = None,
+    max_train: Annotated[int | None, typer.Option(help="Train on so many images at most.")] = None,
+    seed: setup.Seed = 0,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of this run; default: runs/MODEL-DATA-METHOD.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    as_json: setup.Json = False,
+) -> None:
+    """Adapt a model to images: choose the layers, train them, test, and keep the delta."""
+    from adabet.data import load_data, transforms
+    from adabet.files import write_text
+    from adabet.methods import select
+    from adabet.models import load_model, new_head
+    from adabet.selection import Selection
+    from adabet.training import TerminalProgress, evaluate, fit
+
+    options = setup.method_options(
+        method, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
+    )
+    loaded = load_model(
+        model,
+        weights=weights,
+        pretrained=pretrained,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        **setup.model_arguments(model_arg),
+    )
+    config = setup.image_config(loaded)
+    with bar("reading images") as progress:
+        splits = load_data(
+            data,
+            transform_train=transforms(config, train=True),
+            transform_eval=transforms(config, train=False),
+            seed=seed,
+            max_train=max_train,
+            progress=progress,
+        )
+    err.print(str(splits.report), soft_wrap=True)
+    torch.manual_seed(seed)
+    new_head(loaded.model, len(splits.classes))
+    with setup.notes_for_warnings(), bar("forward passes") as progress:
+        if selection_file is not None:
+            selection = Selection.from_json(selection_file.read_text(encoding="utf-8"))
+        else:
+            selection = select(
+                method,
+                loaded.model,
+                splits.unlabelled(samples=min(samples, len(splits.train)), seed=seed),
+                layer_ratio=layer_ratio,
+                channel_ratio=channel_ratio,
+                axis=axis,  # type: ignore[arg-type]
+                seed=seed,
+                progress=progress,
+                **options,
+            )
+    err.print(str(selection))
+    loaders = splits.loaders(batch_size=batch_size, seed=seed)
+    folder = run_dir or Path("runs") / "-".join((model.rpartition("/")[2], Path(data).name, selection.method))
+    try:
+        result = fit(
+            loaded.model,
+            loaders.train,
+            loaders.val,
+            selection,
+            optimizer=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            epochs=epochs,
+            early_stop=early_stop,
+            micro_batch=micro_batch,
+            mixed_precision=mixed_precision,
+            seed=seed,
+            run_dir=folder,
+            resume=resume,
+            progress=TerminalProgress(err),
+        )
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"stopped; the last whole epoch is in {folder}, go on with --resume") from stop
+    test = evaluate(loaded.model, loaders.test)
+    write_text(folder / "test.json", json.dumps(test, indent=1) + "\n")
+    if as_json:
+        out.print_json(json.dumps({"run_dir": str(folder), "test": test, "result": json.loads(result.to_json())}))
+        return
+    out.print(str(result))
+    out.print(f"test accuracy {test['accuracy']:.4f} on {len(splits.test)} images ({result.kept} epoch)", style="bold")
+    delta = folder / f"{result.kept}.safetensors"
+    out.print(f"delta: {delta} ({format_size(delta.stat().st_size)}); run folder: {folder}", soft_wrap=True)
+    if loaded.notes:
+        for text in loaded.notes:
+            note(text)
+
+
+command.__name__ = "tune"

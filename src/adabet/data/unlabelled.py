@@ -1,0 +1,59 @@
+"""Images to look at, without labels: any folder will do."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adabet.data.decode import IMAGE_SUFFIXES, read_image
+from adabet.data.splits import LeftOut
+from adabet.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def unlabelled_batches(
+    folder: Path,
+    transform: Callable[["Image"], Tensor],
+    *,
+    samples: int = 40,
+    batch_size: int = 8,
+    channels: int = 3,
+    seed: int = 0,
+) -> tuple[list[Tensor], list[LeftOut]]:
+    """Randomly chosen images from a folder, whatever folders are inside; only those chosen are read.
+
+    Args:
+        folder: of images; if it has a folder ``train``, only that is looked at.
+        transform: from an image to a tensor ``(channels, height, width)``.
+        samples: how many; fewer if there are no more.
+        batch_size: images a batch; the last one may be smaller.
+        channels: 3 for RGB, 1 for gray.
+        seed: of the choice.
+
+    Returns:
+        Batches ``(batch, channels, height, width)``, and the images that could not be read on the way.
+
+    Raises:
+        DataError: if there is no image that can be read.
+    """
+    place = folder / "train" if (folder / "train").is_dir() else folder
+    paths = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    random.Random(seed).shuffle(paths)
+    images: list[Tensor] = []
+    left_out: list[LeftOut] = []
+    for path in paths:
+        if len(images) == samples:
+            break
+        try:
+            images.append(transform(read_image(path, channels=channels)))
+        except DataError as error:
+            left_out.append(LeftOut(path, str(error)))
+    if not images:
+        raise DataError(f"expected images in {place}, found {len(paths)} files that look like some and none to read")
+    batches = [torch.stack(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    return batches, left_out

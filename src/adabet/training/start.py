@@ -1,0 +1,110 @@
+"""Before the first step: options are checked, the run folder is opened, the selection is made."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adabet.errors import CheckpointError, DataError, OptionError
+from adabet.files import write_text
+from adabet.memory import MemoryReport
+from adabet.selection import Selection
+from adabet.training.batches import length_of
+from adabet.training.checkpoint import Checkpoint, read_checkpoint
+from adabet.training.config import environment
+from adabet.training.processes import Processes
+from adabet.training.run_folder import RunFolder
+from adabet.training.schedule import Schedule, constant
+from adabet.training.weights import check_tensors, put_tensors, tensors_named
+
+
+def check_options(*, epochs: int, early_stop: int | None, keep: str, validated: bool) -> None:
+    """Refuse options that make no sense.
+
+    Raises:
+        OptionError: naming the option.
+    """
+    if epochs < 1:
+        raise OptionError(f"expected at least 1 epoch, got {epochs}")
+    if early_stop is not None and (early_stop < 1 or not validated):
+        raise OptionError(f"expected early_stop of at least 1 epoch, with a val_loader; got {early_stop}")
+    if keep not in ("best", "last"):
+        raise OptionError(f"expected keep to be 'best' or 'last', got {keep!r}")
+
+
+def check_loaders(train_loader: Iterable[Any], val_loader: Iterable[Any] | None, schedule: Schedule) -> None:
+    """Refuse loaders that are empty, can be iterated once only, or do not know a length that is needed.
+
+    Raises:
+        DataError: naming the loader.
+        OptionError: if the schedule needs the number of steps and the loader does not know it.
+    """
+    for name, loader in (("training", train_loader), ("validation", val_loader)):
+        if isinstance(loader, Iterator):
+            raise DataError(f"the {name} loader can be iterated once only; give a DataLoader or a list of batches")
+        if loader is not None and length_of(loader) == 0:
+            raise DataError(f"the {name} loader is empty; give one with at least one batch")
+    if schedule is not constant and length_of(train_loader) is None:
+        raise OptionError("expected a training loader with a length; give one, or take schedule='constant'")
+
+
+def open_run(
+    run_dir: Path | None, options: Mapping[str, Any], processes: Processes, *, resume: bool
+) -> RunFolder | None:
+    """The run folder, made or checked by the main process; all processes have to see the same folder.
+
+    Raises:
+        OptionError: if there is nothing to resume since no folder was given.
+        RunError: see `RunFolder.start` and `RunFolder.resume`.
+    """
+    if run_dir is None:
+        if resume:
+            raise OptionError("expected run_dir, the folder of the run to resume")
+        return None
+    if processes.main:
+        if resume:
+            RunFolder.resume(run_dir, options)
+        else:
+            RunFolder.start(run_dir, options, environment(processes.device))
+    processes.wait()
+    return RunFolder(run_dir)
+
+
+def selection_of(run: RunFolder | None, choose: Callable[[], Selection], processes: Processes) -> Selection:
+    """The run's own selection if it has made one, else a new one; the main process's in all of them."""
+    text = None
+    if processes.main:
+        if run is not None and run.selection.is_file():
+            text = run.selection.read_text(encoding="utf-8")
+        else:
+            text = choose().to_json()
+            if run is not None:
+                write_text(run.selection, text + "\n")
+    return Selection.from_json(processes.from_main(text))
+
+
+def note_memory(run: RunFolder | None, measure: Callable[[], MemoryReport], processes: Processes) -> None:
+    """Write what a training step allocates into the run folder, once, where torch can tell."""
+    if run is None or run.memory.is_file() or processes.device.type not in ("cpu", "cuda"):
+        return
+    if processes.main:
+        write_text(run.memory, measure().to_json() + "\n")
+    processes.wait()
+
+
+def weights_of(run: RunFolder | None, model: nn.Module, selection: Selection) -> Checkpoint | None:
+    """The run's checkpoint, if it has one, with its weights put into the model.
+
+    Raises:
+        CheckpointError: if it is damaged or was not made on this model; the model is unchanged then.
+    """
+    if run is None or not run.checkpoint.is_file():
+        return None
+    checkpoint = read_checkpoint(run.checkpoint)
+    missing = tensors_named(model, selection.parameters).keys() - checkpoint.weights.keys()
+    if missing:
+        raise CheckpointError(f"{run.checkpoint} does not hold {min(missing)}, which this run trains")
+    check_tensors(model, checkpoint.weights, checkpoint.base, str(run.checkpoint))
+    put_tensors(model, checkpoint.weights)
+    return checkpoint

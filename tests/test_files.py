@@ -33,9 +33,14 @@ def test_a_reader_sees_the_former_file_until_the_block_ends(tmp_path):
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
 def test_what_stops_the_block_leaves_the_former_file_alone(tmp_path, stop):
     write_text(tmp_path / "a.txt", "former")
-    with pytest.raises(stop), replacing(tmp_path / "a.txt") as temporary:
-        temporary.write_text("half")
-        raise stop
+
+    def write_half() -> None:
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise stop
+
+    with pytest.raises(stop):
+        write_half()
     assert (tmp_path / "a.txt").read_text() == "former"
     assert names_in(tmp_path) == ["a.txt"]
 

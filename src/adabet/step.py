@@ -21,6 +21,7 @@ from adabet.layers.batches import (
     take_samples,
 )
 from adabet.lean.mode import lean as lean_mode
+from adabet.lean.recompute import recomputing
 
 IGNORED_LABEL = -100
 
@@ -37,6 +38,7 @@ def train_step(
     *,
     micro_batch: int | None = None,
     lean: bool = True,
+    recompute: bool = False,
     reduction: Reduction | None = None,
     terms: Callable[[Any], Tensor | float] | None = None,
     backward: Callable[[Tensor], object] = Tensor.backward,
@@ -57,6 +59,7 @@ def train_step(
             itself if it takes ``labels``, as those of transformers do; otherwise cross entropy of the logits.
         micro_batch: samples in memory at once; None takes all.
         lean: run forward in the `adabet.lean` mode.
+        recompute: run repeated blocks again in the backward pass, see `adabet.lean.recompute.recomputing`.
         reduction: whether the loss is a mean or a sum. Default: what ``loss.reduction`` says, else a mean.
         terms: counts, in a slice of the batch, the terms that a mean loss runs over. Default: labels that
             are not ignored, with their class weights for `torch.nn.CrossEntropyLoss`; samples, where labels
@@ -88,8 +91,9 @@ def train_step(
     if micro_batch is not None and micro_batch < 1:
         raise OptionError(f"expected micro_batch of at least 1 sample, got {micro_batch}")
     size = min(micro_batch or count, count)
+    forward = partial(_forward, model, loss=loss, lean=lean, recompute=recompute, observe=observe)
     if size == count:
-        value = _forward(model, batch, loss, lean, observe)
+        value = forward(batch)
         backward(value)
         return value.detach()
 
@@ -99,11 +103,12 @@ def train_step(
     with _refusing_to_mix(model, micro_batch=size):
         for part, share in zip(slices, shares, strict=True):
             with nullcontext() if part is slices[-1] else accumulating():
-                value = _forward(model, part, loss, lean, observe)
+                value = forward(part)
                 # The mean over ignored labels alone is nan. It adds nothing, but other processes wait for it.
                 value = value * share if share else torch.nan_to_num(value) * 0
                 backward(value)
             values.append(value.detach())
+            del value  # and with it what is left of the graph, before the next slice builds its own
     return torch.stack(values).sum()
 
 
@@ -170,13 +175,16 @@ def _refusing_to_mix(model: nn.Module, *, micro_batch: int) -> Iterator[None]:
 def _forward(
     model: nn.Module,
     batch: Any,
+    *,
     loss: Loss | None,
     lean: bool,
+    recompute: bool,
     observe: Callable[[Tensor, Any], object] | None,
 ) -> Tensor:
     """Loss of one slice; the model's outputs are let go on return."""
     labels = _moved(labels_of(batch), model)
-    with lean_mode() if lean else nullcontext():
+    again = recomputing(_unwrapped(model), lean_mode=lean) if recompute else nullcontext()
+    with lean_mode() if lean else nullcontext(), again:
         if loss is None and computes_loss(model, batch):
             outputs = model(**_moved(batch, model))
             value: Tensor = outputs["loss"]

@@ -8,7 +8,7 @@ import torch
 from adabet.demo.digits import load_part, split, user_conditions, warp
 from adabet.errors import UnknownNameError
 
-PARTS = ("pretraining", "unlabelled", "training", "validation", "test")
+PARTS = ("pretraining", "unlabelled", "labelled", "test")
 
 
 def test_no_sample_is_in_two_parts():
@@ -48,8 +48,8 @@ def test_images_are_grey_24_by_24_with_all_digits(part):
 
 
 def test_unknown_part_names_the_nearest():
-    with pytest.raises(UnknownNameError, match="did you mean 'training'"):
-        load_part("trainin")
+    with pytest.raises(UnknownNameError, match="did you mean 'labelled'"):
+        load_part("labeled")
 
 
 def test_the_users_conditions_are_the_same_for_a_sample_whatever_its_batch():

@@ -30,8 +30,8 @@ class KillAt:
     def stop(self) -> None: ...
 
 
-def train(run_dir: str, optimizer: str, *, resume: bool = False, progress: KillAt | None = None):
-    """One run of `EPOCHS` epochs; returns the model and the result."""
+def train(run_dir: str, optimizer: str, *, epochs: int = EPOCHS, resume: bool = False, progress: KillAt | None = None):
+    """One run; returns the model and the result."""
     model = make_net()
     loaders = make_loaders()
     result: FitResult = fit(
@@ -41,7 +41,7 @@ def train(run_dir: str, optimizer: str, *, resume: bool = False, progress: KillA
         batch_norm="train",
         optimizer=optimizer,
         lr=0.05,
-        epochs=EPOCHS,
+        epochs=epochs,
         keep="last",
         run_dir=run_dir,
         resume=resume,

@@ -83,13 +83,13 @@ def test_a_file_of_another_kind(path):
 
 def test_a_file_of_another_version(path, monkeypatch):
     monkeypatch.setattr(records, "VERSION", 4)
-    with pytest.raises(CheckpointError, match="cannot be used: expected version 4 of .*, got 1"):
+    with pytest.raises(CheckpointError, match=r"cannot be used: expected version 4 of .*, got 1"):
         read_tensor_file(path, KIND)
 
 
 def test_a_record_that_is_no_json(tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "f", {"adabet": "{"})
-    with pytest.raises(CheckpointError, match="cannot be used: .* not JSON"):
+    with pytest.raises(CheckpointError, match=r"cannot be used: .* not JSON"):
         read_tensor_file(tmp_path / "f", KIND)
 
 

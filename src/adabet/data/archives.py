@@ -74,9 +74,7 @@ def install(
             elif download:
                 _fetch(file, folder.parent, progress, done, total)
             else:
-                raise DataError(
-                    f"{folder.parent} lacks {file.name}, and download is off: fetch it from {file.url}"
-                )
+                raise DataError(f"{folder.parent} lacks {file.name}, and download is off: fetch it from {file.url}")
             done += file.size
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:

@@ -58,7 +58,7 @@ def read_image(path: Path, *, channels: int = 3) -> "Image":
             image: Image = _flattened(pillow, turn(file)).convert("L" if channels == 1 else "RGB")
             return image
     except Exception as error:  # a decoder of broken bytes may raise anything
-        raise DataError(f"{path} cannot be read as an image: {_reason(error)}") from error
+        raise DataError(f"{path} cannot be read as an image: {why_unreadable(error)}") from error
 
 
 def _flattened(pillow: Any, image: Any) -> Any:
@@ -74,10 +74,16 @@ def _flattened(pillow: Any, image: Any) -> Any:
     return image
 
 
-def _reason(error: Exception) -> str:
-    if type(error).__name__ == "UnidentifiedImageError":
+def why_unreadable(error: BaseException) -> str:
+    """Why an image could not be read, in words and without its path.
+
+    Args:
+        error: what `read_image` raised, or what the decoder did.
+    """
+    decoder = error.__cause__ if isinstance(error, DataError) and error.__cause__ else error
+    if type(decoder).__name__ == "UnidentifiedImageError":
         return "no known image format"
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(decoder).split()) or type(decoder).__name__
 
 
 def find_unreadable(
@@ -100,7 +106,7 @@ def find_unreadable(
         try:
             read(position, files[position])
         except DataError as error:
-            return str(error).partition(": ")[2] or str(error)
+            return why_unreadable(error)
         return None
 
     unreadable: dict[int, str] = {}

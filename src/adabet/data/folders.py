@@ -152,6 +152,4 @@ def _is_image(path: Path) -> bool:
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    raise DataError(
-        f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions"
-    ) from error
+    raise DataError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions") from error

@@ -47,9 +47,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             files; only for an `ImageTransform`.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], *, transform: Transform, pixels: Tensor | None = None
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], *, transform: Transform, pixels: Tensor | None = None) -> None:
         self.samples = tuple(samples)
         self.transform = transform
         self.pixels = pixels

@@ -13,7 +13,7 @@ from adabet.data.decode import Progress, find_unreadable, read_image
 from adabet.data.folders import list_folder
 from adabet.data.images import ImageDataset, Sample, Transform, channels_of
 from adabet.data.listing import Listing, name_some
-from adabet.data.published import PUBLISHED
+from adabet.data.published import PUBLISHED, REMEDY
 from adabet.data.sampling import choose
 from adabet.data.splits import DataReport, DataSplits, LeftOut
 from adabet.data.transforms import ImageTransform
@@ -111,9 +111,7 @@ class _Read:
     left_out: tuple[LeftOut, ...]
 
 
-def _list(
-    name_or_path: str | Path, root: str | Path | None, download: bool, progress: Progress | None
-) -> Listing:
+def _list(name_or_path: str | Path, root: str | Path | None, download: bool, progress: Progress | None) -> Listing:
     """The listing of a published dataset, or of a folder."""
     if name_or_path not in PUBLISHED:
         path = Path(name_or_path).expanduser()
@@ -128,9 +126,7 @@ def _list(
     except (KeyError, IndexError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"the lists in {folder} do not fit together ({error}): remove the folder to fetch it again"
-        ) from error
+        raise DataError(f"the lists in {folder} do not fit together ({error}): {REMEDY}") from error
 
 
 def default_root() -> Path:
@@ -211,9 +207,7 @@ def _read(
     pixels: dict[str, Tensor] = {}
     if cached and isinstance(transform, ImageTransform):
         size = transform.config.input_size
-        pixels = {
-            split: torch.empty(len(images), *size, dtype=torch.uint8) for split, images in splits.items()
-        }
+        pixels = {split: torch.empty(len(images), *size, dtype=torch.uint8) for split, images in splits.items()}
     places = [(split, position) for split, images in splits.items() for position in range(len(images))]
 
     def read(index: int, path: Path) -> None:
@@ -250,8 +244,8 @@ def _check_left(read: dict[str, _Read], classes: tuple[str, ...]) -> None:
     if lost := [name for label, name in enumerate(classes) if label not in found]:
         bad = sum(len(images.left_out) for images in read.values())
         raise DataError(
-            f"no image to train on is left of {len(lost)} classes ({name_some(lost)}), and {bad} images cannot "
-            "be read: repair or remove them, or raise max_train if it is set"
+            f"no image to train on is left of {len(lost)} classes ({name_some(lost)}): {bad} images cannot be "
+            "read; repair them, or raise max_train if it is set"
         )
     for split, images in read.items():
         if not images.samples:

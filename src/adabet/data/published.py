@@ -16,6 +16,8 @@ FLOWERS_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 DOGS_URL = "http://vision.stanford.edu/aditya86/ImageNetDogs"
 BIRDS_URL = "https://data.caltech.edu/records/65de6-vp158/files"
 
+REMEDY = "remove the dataset's folder to fetch it again"
+
 
 @dataclass(frozen=True)
 class PublishedDataset:
@@ -56,8 +58,7 @@ def list_flowers(folder: Path) -> Listing:
 
     def samples(split: str) -> tuple[Sample, ...]:
         return tuple(
-            Sample(folder / "jpg" / f"image_{int(number):05d}.jpg", labels[int(number) - 1])
-            for number in sets[split]
+            Sample(folder / "jpg" / f"image_{int(number):05d}.jpg", labels[int(number) - 1]) for number in sets[split]
         )
 
     classes = _names({label: named[label] for label in set(labels)}, folder)
@@ -98,9 +99,7 @@ def _fields(path: Path) -> Iterable[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}): remove its dataset's folder to fetch it again"
-        ) from error
+        raise DataError(f"{path} cannot be read ({error}): {REMEDY}") from error
     return [line.split() for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -110,16 +109,14 @@ def _matlab(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = load(path, squeeze_me=True)
     except Exception as error:  # scipy raises many things on a file that is no MATLAB file
-        raise DataError(
-            f"{path} cannot be read ({error}): remove its dataset's folder to fetch it again"
-        ) from error
+        raise DataError(f"{path} cannot be read ({error}): {REMEDY}") from error
     return content
 
 
 def _names(classes: dict[int, str], folder: Path) -> tuple[str, ...]:
     """Class names in the order of the labels, which must be all from 0 on."""
     if sorted(classes) != list(range(len(classes))) or not classes:
-        raise DataError(f"the lists in {folder} leave out classes: remove the folder to fetch it again")
+        raise DataError(f"the lists in {folder} leave out classes: {REMEDY}")
     return tuple(classes[label] for label in range(len(classes)))
 
 

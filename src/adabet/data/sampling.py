@@ -36,9 +36,7 @@ def allocate(capacities: Sequence[int], total: int) -> list[int]:
     shares = [max(int(share), int(share > 0 and total >= non_empty)) for share in exact]
     while (missing := total - sum(shares)) != 0:
         step = 1 if missing > 0 else -1
-        movable = [
-            i for i in range(len(shares)) if (shares[i] < capacities[i] if step > 0 else shares[i] > 1)
-        ]
+        movable = [i for i in range(len(shares)) if (shares[i] < capacities[i] if step > 0 else shares[i] > 1)]
         chosen = max(movable, key=lambda i: step * (exact[i] - shares[i]))
         shares[chosen] += step
     return shares
@@ -55,15 +53,13 @@ def choose(labels: Sequence[int], total: int, *, seed: int, keep: int = 0) -> li
 
     Example:
         >>> choose([0, 0, 0, 0, 1, 1], 3, seed=0)
-        [0, 3, 4]
+        [0, 2, 5]
     """
     classes = sorted(set(labels))
     members = [[position for position, label in enumerate(labels) if label == wanted] for wanted in classes]
     shares = allocate([max(len(positions) - keep, 0) for positions in members], total)
     generator = np.random.default_rng(seed)
-    chosen = [
-        generator.permutation(positions)[:share] for positions, share in zip(members, shares, strict=True)
-    ]
+    chosen = [generator.permutation(positions)[:share] for positions, share in zip(members, shares, strict=True)]
     return sorted(int(position) for positions in chosen for position in positions)
 
 

@@ -14,7 +14,7 @@ from adabet.errors import OptionError
 from adabet.sizes import format_size
 
 NAMED_IN_TEXT = 5
-DEFAULT_WORKERS = 2
+WORKERS_FOR_GPU = 2
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class DataSplits:
         Args:
             batch_size: images a batch; the last batch may be smaller. The default is the paper's.
             seed: of the order and of the random changes of the training images.
-            workers: processes that read images. None: 0 where the images are kept in memory, otherwise 2.
+            workers: processes that read images. None: 2 to feed a GPU from files, otherwise none: on a CPU they
+                take from training what they give, and each takes memory of its own.
 
         Raises:
             OptionError: if an option makes no sense.
@@ -125,8 +126,8 @@ class DataSplits:
             raise OptionError(f"expected batch_size of at least 1, got {batch_size}")
         if workers is not None and workers < 0:
             raise OptionError(f"expected workers of at least 0, got {workers}")
-        cached = self.train.pixels is not None
-        count = (0 if cached else DEFAULT_WORKERS) if workers is None else workers
+        on_files = self.train.pixels is None and torch.cuda.is_available()
+        count = (WORKERS_FOR_GPU if on_files else 0) if workers is None else workers
 
         def load(dataset: ImageDataset, sampler: EpochSampler | None) -> "DataLoader[tuple[Tensor, int]]":
             return DataLoader(
@@ -161,8 +162,8 @@ class DataSplits:
         """
         if not 1 <= samples <= len(self.train) or batch_size < 1:
             raise OptionError(
-                f"expected samples from 1 to {len(self.train)} (the training images) and batch_size of at least "
-                f"1, got samples={samples} and batch_size={batch_size}"
+                f"expected samples from 1 to {len(self.train)} (the training images) and batch_size of at "
+                f"least 1, got samples={samples} and batch_size={batch_size}"
             )
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self.train), generator=generator)[:samples].tolist()

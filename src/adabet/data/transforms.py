@@ -42,11 +42,7 @@ class ImageTransform:
 
     def prepares_like(self, other: object) -> bool:
         """Whether both prepare every image to the same pixels, of one size."""
-        return (
-            isinstance(other, ImageTransform)
-            and self.config == other.config
-            and self.crop == other.crop == "center"
-        )
+        return isinstance(other, ImageTransform) and self.config == other.config and self.crop == other.crop == "center"
 
 
 def transforms(config: DataConfig, *, train: bool, crop: str = "center") -> ImageTransform:
@@ -72,9 +68,7 @@ def transforms(config: DataConfig, *, train: bool, crop: str = "center") -> Imag
     crop = crop if train else "center"
     steps = require("torchvision.transforms", "preparing images")
     pixels = _geometry(steps, config) if crop == "center" else [_resize(steps, config), steps.PILToTensor()]
-    random: list[Any] = (
-        [steps.RandomCrop(config.input_size[1:], pad_if_needed=True)] if crop == "random" else []
-    )
+    random: list[Any] = [steps.RandomCrop(config.input_size[1:], pad_if_needed=True)] if crop == "random" else []
     if train:
         random.append(steps.RandomHorizontalFlip())
     dtype = require("torch", "preparing images").float32

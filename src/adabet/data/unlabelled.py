@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adabet.data.decode import IMAGE_SUFFIXES, read_image
+from adabet.data.decode import IMAGE_SUFFIXES, read_image, why_unreadable
 from adabet.data.splits import LeftOut
 from adabet.errors import DataError
 
@@ -52,7 +52,7 @@ def unlabelled_batches(
         try:
             images.append(transform(read_image(path, channels=channels)))
         except DataError as error:
-            left_out.append(LeftOut(path, str(error)))
+            left_out.append(LeftOut(path, why_unreadable(error)))
     if not images:
         raise DataError(f"expected images in {place}, found {len(paths)} files that look like some and none to read")
     batches = [torch.stack(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]

@@ -1,6 +1,6 @@
 """One user's digits, and the reader trained on them: every candidate learning rate, then every seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adabet.demo.digits import Digits, Part, load_part, user_conditions
 from adabet.demo.network import demo_model
+from adabet.errors import TrainingError
 from adabet.layers import forward_call
 from adabet.selection import Selection
 from adabet.training import fit
 
 BATCH_SIZE = 8
 
-LEARNING_RATES = (0.03, 0.1, 0.3)
-"""Candidates for every method, around what suits each; the head alone gains nothing from more than 0.3."""
+TRAINING_COUNT = 300
+"""Labelled digits to train on; the others validate."""
+
+LEARNING_RATES = {"head": (0.1, 0.3, 1.0), "adabet": (0.003, 0.01, 0.03), "full": (0.001, 0.003, 0.01)}
+"""Three candidates for each method, around what suits it: the more layers train, the less they bear."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,36 +30,39 @@ class User:
 
     Attributes:
         unlabelled: five batches of eight images, to choose layers by.
-        training: to train on.
-        validation: to choose a learning rate and an epoch on.
+        labelled: to train on, and to choose a learning rate and an epoch by.
         test: to report on, and for nothing else.
     """
 
     unlabelled: tuple[Tensor, ...]
-    training: Digits
-    validation: Digits
+    labelled: Digits
     test: Digits
 
     @classmethod
     def meet(cls) -> "User":
         """Load the digits and put them under the user's conditions."""
         return cls(
-            unlabelled=_seen("unlabelled").images.split(BATCH_SIZE),
-            training=_seen("training"),
-            validation=_seen("validation"),
-            test=_seen("test"),
+            unlabelled=_seen("unlabelled").images.split(BATCH_SIZE), labelled=_seen("labelled"), test=_seen("test")
         )
 
-    def training_batches(self, *, seed: int) -> DataLoader[Any]:
-        """Training digits with labels in batches of eight, shuffled by the seed."""
-        digits = TensorDataset(self.training.images, self.training.labels)
-        order = torch.Generator().manual_seed(seed)
-        return DataLoader(digits, batch_size=BATCH_SIZE, shuffle=True, generator=order)
+    def loaders(self, *, seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """A seed's own 300 of the labelled digits to train on, shuffled every epoch, and the others to validate."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.labelled), generator=generator)
+        training, validation = (self.labelled[part] for part in (order[:TRAINING_COUNT], order[TRAINING_COUNT:]))
+        return (
+            DataLoader(_dataset(training), batch_size=BATCH_SIZE, shuffle=True, generator=generator),
+            DataLoader(_dataset(validation), batch_size=len(validation)),
+        )
 
 
 def _seen(part: Part) -> Digits:
     clean = load_part(part)
     return Digits(images=user_conditions(clean.images), labels=clean.labels)
+
+
+def _dataset(digits: Digits) -> TensorDataset:
+    return TensorDataset(digits.images, digits.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,29 +80,40 @@ class Adaptations:
     models: tuple[nn.Module, ...]
 
 
-def adapt(user: User, selection: Selection, *, seeds: int, epochs: int, done: Callable[[], None]) -> Adaptations:
+def adapt(
+    user: User,
+    selection: Selection,
+    *,
+    learning_rates: Sequence[float],
+    seeds: int,
+    epochs: int,
+    done: Callable[[], None],
+) -> Adaptations:
     """Train the pre-trained reader with a selection: all candidate rates with seed 0, the best with all seeds.
 
     Args:
         user: whose digits.
         selection: what trains.
+        learning_rates: the candidates, ascending.
         seeds: how many; seeds are 0, 1, ...
         epochs: passes over the training digits.
-        done: called after each training run, of which there are ``len(LEARNING_RATES) + seeds - 1``.
+        done: called after each training run, of which there are ``len(learning_rates) + seeds - 1``.
     """
 
     def run(learning_rate: float, seed: int) -> tuple[nn.Module, float]:
         model = demo_model()
-        validation = [(user.validation.images, user.validation.labels)]
-        result = fit(
-            model, user.training_batches(seed=seed), validation, selection,
-            lr=learning_rate, epochs=epochs, seed=seed,
-        )  # fmt: skip
+        training, validation = user.loaders(seed=seed)
+        try:
+            result = fit(model, training, validation, selection, lr=learning_rate, epochs=epochs, seed=seed)
+            accuracy = result.best.val_metrics["accuracy"]
+        except TrainingError:
+            # The rate is so high that the loss is no longer finite.
+            accuracy = 0.0
         done()
-        return model, result.best.val_metrics["accuracy"]
+        return model, accuracy
 
-    candidates = {rate: run(rate, seed=0) for rate in LEARNING_RATES}
-    best = max(LEARNING_RATES, key=lambda rate: candidates[rate][1])
+    candidates = {rate: run(rate, seed=0) for rate in learning_rates}
+    best = max(learning_rates, key=lambda rate: candidates[rate][1])
     others = [run(best, seed)[0] for seed in range(1, seeds)]
     return Adaptations(
         learning_rate=best,

@@ -23,7 +23,7 @@ CLASSES = 10
 IMAGE_SIZE = 24
 """Height and width in pixels that the 8x8 digits are enlarged to."""
 
-Part = Literal["pretraining", "unlabelled", "training", "validation", "test"]
+Part = Literal["pretraining", "unlabelled", "labelled", "test"]
 
 PRETRAINING_END = 906
 """End of the seventh form."""
@@ -31,7 +31,7 @@ PRETRAINING_END = 906
 ADAPTATION_START = 915
 """By here the eighth form has surely begun: the nine digits before could belong to either."""
 
-UNLABELLED_COUNT, TRAINING_COUNT, VALIDATION_COUNT = 40, 300, 100
+UNLABELLED_COUNT, LABELLED_COUNT = 40, 400
 
 TILT_DEGREES = 40.0
 THINNING = 0.45
@@ -48,28 +48,30 @@ class Digits:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, indices: Tensor) -> "Digits":
+        return Digits(images=self.images[indices], labels=self.labels[indices])
+
 
 def split() -> dict[Part, Tensor]:
     """Indices of each part's samples in scikit-learn's order: no form serves both pre-training and the rest.
 
     Pre-training has the first seven forms, in order. The 882 digits of the last seven are shuffled, always in
-    the same way, and dealt out: 40 unlabelled ones to choose layers by, 300 to train on, 100 to choose a
-    learning rate on, and 442 to test.
+    the same way, and dealt out: 40 unlabelled ones to choose layers by, 400 labelled ones to train and validate
+    on, and 442 to test.
 
     Example:
         >>> {part: len(indices) for part, indices in split().items()}
-        {'pretraining': 906, 'unlabelled': 40, 'training': 300, 'validation': 100, 'test': 442}
+        {'pretraining': 906, 'unlabelled': 40, 'labelled': 400, 'test': 442}
     """
     total = 1797
     # RandomState, because numpy promises that its stream never changes.
     adaptation = ADAPTATION_START + np.random.RandomState(0).permutation(total - ADAPTATION_START)
-    cuts = np.cumsum([UNLABELLED_COUNT, TRAINING_COUNT, VALIDATION_COUNT])
-    unlabelled, training, validation, test = (torch.from_numpy(part) for part in np.split(adaptation, cuts))
+    cuts = [UNLABELLED_COUNT, UNLABELLED_COUNT + LABELLED_COUNT]
+    unlabelled, labelled, test = (torch.from_numpy(part) for part in np.split(adaptation, cuts))
     return {
         "pretraining": torch.arange(PRETRAINING_END),
         "unlabelled": unlabelled,
-        "training": training,
-        "validation": validation,
+        "labelled": labelled,
         "test": test,
     }
 
@@ -83,9 +85,7 @@ def load_part(part: Part) -> Digits:
     """
     if part not in get_args(Part):
         raise UnknownNameError("part of the digits", part, get_args(Part))
-    indices = split()[part]
-    digits = _all_digits()
-    return Digits(images=digits.images[indices], labels=digits.labels[indices])
+    return _all_digits()[split()[part]]
 
 
 @cache

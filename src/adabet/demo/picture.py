@@ -11,7 +11,7 @@ from adabet.files import replacing
 from adabet.ranking import Ranking
 from adabet.sizes import format_size
 
-INK, QUIET, FAINT = "#222222", "#5f5f5f", "#cccccc"
+INK, QUIET, GREY, FAINT = "#222222", "#5f5f5f", "#8c8c8c", "#cccccc"
 CHOSEN, WRONG = "#0072b2", "#d55e00"
 """Okabe and Ito's blue and vermilion, which people who see colours differently tell apart."""
 
@@ -100,7 +100,7 @@ def _draw_ranking(axes: Any, ranking: Ranking, chosen: set[str]) -> None:
     _head(
         axes,
         f"{ranking.samples} unlabelled digits say which layers to train: {len(chosen)} of {len(names)}, and the head",
-        "score: loops in the topology of a layer's activations (the figure on its bar) per thousand outputs",
+        "height: loops in the cloud of a layer's activations (b1, the number on its bar) per thousand activations",
         left=-0.49,
     )
     for position, ranked in enumerate(ranking.layers):
@@ -143,15 +143,15 @@ def _draw_outcomes(accuracy_axes: Any, memory_axes: Any, result: DemoResult) -> 
         f"% of {result.test} test digits read right; mean ± standard deviation, {seeds}",
         left=-ROW_LABELS,
     )
-    _head(memory_axes, "and the memory that it takes", "measured peak, weights included", left=0)
+    _head(memory_axes, "and the memory that it takes", "measured peak of a step, weights included", left=0)
     _draw_untrained(accuracy_axes, memory_axes, result)
     for row, outcome in enumerate(result.methods, start=1):
-        colour = CHOSEN if outcome.method == "adabet" else INK
+        colour, mark = (CHOSEN, CHOSEN) if outcome.method == "adabet" else (INK, GREY)
         accuracy, spread = 100 * outcome.accuracy, 100 * outcome.spread
-        accuracy_axes.errorbar(accuracy, row, xerr=spread, color=colour, **DOT)
+        accuracy_axes.errorbar(accuracy, row, xerr=spread, color=mark, **DOT)
         text = f"{accuracy:.1f} ± {spread:.1f}"
         _beside(accuracy_axes, accuracy - spread, row, text, colour, leftwards=True)
-        memory_axes.barh(row, outcome.memory, height=0.5, color=colour)
+        memory_axes.barh(row, outcome.memory, height=0.5, color=mark)
         _beside(memory_axes, outcome.memory, row, format_size(outcome.memory), colour)
     names = ["nothing", *(outcome.label for outcome in result.methods)]
     accuracy_axes.set_yticks(range(len(names)), names)

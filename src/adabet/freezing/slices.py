@@ -5,7 +5,7 @@ whatever optimizer or wrapper sees it. The layer still shows its full weight, bu
 the slice by ``torch.nn.utils.parametrize``, and still saves and loads it under its own name.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -282,7 +282,8 @@ def _checked(channels: Iterable[int], count: int, module: nn.Module) -> tuple[in
 
 
 def _insert(module: nn.Module, name: str, place: Channels, order: tuple[str, ...]) -> None:
-    full = module.get_parameter(name).requires_grad_(False)
+    full = module.get_parameter(name)
+    full.requires_grad_(False)
     # parametrize turns the very object it finds into the slice; give it an alias, for the full parameter has to stay
     # what it is for whoever shares it. "Unsafe" skips its check that the size does not change.
     module._parameters[name] = nn.Parameter(full.data)
@@ -293,8 +294,12 @@ def _slices(module: nn.Module) -> list[tuple[str, nn.Parameter, _Slice]]:
     """Name, slice and parametrization of each sliced parameter."""
     if not parametrize.is_parametrized(module):
         return []
-    stacks = cast(nn.ModuleDict, module.parametrizations).items()
-    return [(name, stack.original, stack[0]) for name, stack in stacks if isinstance(stack[0], _Slice)]
+    stacks = cast(Mapping[str, parametrize.ParametrizationList], module.parametrizations)
+    return [
+        (name, cast(nn.Parameter, stack.original), stack[0])
+        for name, stack in stacks.items()
+        if isinstance(stack[0], _Slice)
+    ]
 
 
 def _write(module: nn.Module, name: str) -> None:

@@ -24,6 +24,9 @@ FUSED_PARAMETERS = frozenset({"in_proj_weight", "q_proj_weight"})
 NORM_CLASS = re.compile(r"norm", re.IGNORECASE)
 """Class names of normalization layers that do not derive from torch's."""
 
+CHANNELS_SECOND_CLASS = re.compile(r"[123]d$")
+"""Class names of layers that keep an image's channels behind the samples, such as timm's `LayerNorm2d`."""
+
 HEAD_NAMES = (
     "head.fc",
     "heads.head",

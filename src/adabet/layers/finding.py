@@ -2,18 +2,20 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from adabet.errors import AdabetWarning, LayerError
-from adabet.layers.batches import Forward, forward_call, inputs_of, take_samples, tensors_of
+from adabet.layers.batches import Forward, forward_call
+from adabet.layers.families import CHANNELS_SECOND_CLASS
 from adabet.layers.head import find_head
 from adabet.layers.layer import Layer, Layers
-from adabet.layers.observe import observing
+from adabet.layers.macs import count_macs, features_of
 from adabet.layers.structure import Unit, divide
+from adabet.layers.trace import Seen, trace
 
 
 def find_layers(
@@ -50,7 +52,7 @@ def find_layers(
     """
     units = divide(model, blocks=blocks)
     heads = find_head(model, head)
-    observations = _trace(model, units, batch, forward)
+    observations = trace(model, units, batch, forward)
     reached = [
         _describe(units[index], seen, observations)
         for index, seen in sorted(_by_unit(units, observations).items(), key=lambda item: item[1].order)
@@ -76,60 +78,17 @@ def find_layers(
     )
 
 
-@dataclass
-class _Seen:
-    """What the hooks saw of one module."""
-
-    order: int
-    input_size: int = 0
-    output_size: int = 0
-    calls: int = 0
-    input_shape: tuple[int, ...] = ()
-    output_shape: tuple[int, ...] = ()
-
-
-def _trace(model: nn.Module, units: list[Unit], batch: Any, forward: Forward) -> dict[nn.Module, _Seen]:
-    """Run one sample and note sizes and order of every module inside a unit."""
-    seen: dict[nn.Module, _Seen] = {}
-    finished = 0
-
-    def note(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        nonlocal finished
-        tensor = first_floating(output)
-        if tensor is None:
-            return
-        record = seen.setdefault(module, _Seen(order=finished))
-        finished += 1
-        given = next(iter(tensors_of([list(arguments), keywords])), tensor)
-        record.input_size += given.numel()
-        record.output_size += tensor.numel()
-        record.calls += 1
-        record.input_shape = record.input_shape or tuple(given.shape)
-        record.output_shape = record.output_shape or tuple(tensor.shape)
-
-    with observing(model) as handles:
-        for module in {inner for unit in units if unit.name for inner in unit.module.modules()}:
-            handles.append(module.register_forward_hook(note, with_kwargs=True))
-        forward(model, take_samples(inputs_of(batch), 0, 1))
-    return seen
-
-
-def first_floating(output: Any) -> Tensor | None:
-    """The first floating-point tensor of a module's output: its activation."""
-    return next((tensor for tensor in tensors_of(output) if tensor.is_floating_point()), None)
-
-
-def _output_module(unit: Unit, seen: dict[nn.Module, _Seen]) -> nn.Module:
+def _output_module(unit: Unit, seen: dict[nn.Module, Seen]) -> nn.Module:
     """The module whose output is the unit's activation: of an attention block its last projection."""
     if unit.kind != "attention":
-        return unit.module
+        return next((module for module in (unit.module, *unit.tied.values()) if module in seen), unit.module)
     owners = {name.rpartition(".")[0] for name in unit.parameters}
     inner = dict(unit.module.named_modules(prefix=unit.name))
     ran = [inner[owner] for owner in owners if owner != unit.name and inner[owner] in seen]
     return max(ran, key=lambda module: seen[module].order, default=unit.module)
 
 
-def _by_unit(units: list[Unit], seen: dict[nn.Module, _Seen]) -> dict[int, _Seen]:
+def _by_unit(units: list[Unit], seen: dict[nn.Module, Seen]) -> dict[int, Seen]:
     """What was seen of each unit that ran and that is not the model itself."""
     return {
         index: seen[module]
@@ -138,12 +97,13 @@ def _by_unit(units: list[Unit], seen: dict[nn.Module, _Seen]) -> dict[int, _Seen
     }
 
 
-def _describe(unit: Unit, record: _Seen, seen: dict[nn.Module, _Seen]) -> Layer:
+def _describe(unit: Unit, record: Seen, seen: dict[nn.Module, Seen]) -> Layer:
     """A unit and what was seen of it, as a layer."""
     output = _output_module(unit, seen)
     whole = seen.get(unit.module, record)
     shape = record.output_shape
-    in_channels, out_channels = _channels(unit, shape)
+    in_channels, out_channels = _channels(unit, output, shape)
+    inside = (*unit.module.named_modules(prefix=unit.name), *unit.tied.items())
     return Layer(
         name=unit.name,
         kind=unit.kind,
@@ -154,19 +114,19 @@ def _describe(unit: Unit, record: _Seen, seen: dict[nn.Module, _Seen]) -> Layer:
         in_channels=in_channels,
         out_channels=out_channels,
         channel_axis=_channel_axis(unit, out_channels, shape),
-        macs=_macs(unit, record, in_channels, out_channels),
+        macs=count_macs(unit, output, seen),
         calls=record.calls,
-        output_module=next(path for path, module in unit.module.named_modules(prefix=unit.name) if module is output),
+        output_module=next(path for path, module in inside if module is output),
         input_shape=whole.input_shape,
         output_shape=shape,
     )
 
 
-def _channels(unit: Unit, shape: tuple[int, ...]) -> tuple[int | None, int | None]:
+def _channels(unit: Unit, output: nn.Module, shape: tuple[int, ...]) -> tuple[int | None, int | None]:
     """Input and output channels of a unit."""
     weight = getattr(unit.module, "weight", None)
     if unit.kind == "attention":
-        return None, shape[-1]
+        return None, features_of(output, shape)
     if unit.kind == "convolution":
         return int(unit.module.in_channels), int(unit.module.out_channels)  # type: ignore[arg-type]
     if unit.kind == "linear" and isinstance(weight, Tensor):
@@ -182,26 +142,12 @@ def _channel_axis(unit: Unit, channels: int | None, shape: tuple[int, ...]) -> i
     """The axis of the output that holds the channels, counted from the end."""
     if channels is None or len(shape) < 2:
         return None
-    batched_first = unit.kind == "convolution" or isinstance(unit.module, _NormBase | nn.GroupNorm)
-    for axis in (1, len(shape) - 1) if batched_first else (len(shape) - 1, 1):
+    known = unit.kind == "convolution" or isinstance(unit.module, _NormBase | nn.GroupNorm)
+    second = known or CHANNELS_SECOND_CLASS.search(type(unit.module).__name__) is not None
+    for axis in (1, len(shape) - 1) if second else (len(shape) - 1, 1):
         if shape[axis] == channels:
             return axis - len(shape)
     return None
-
-
-def _macs(unit: Unit, record: _Seen, in_channels: int | None, out_channels: int | None) -> int:
-    """Multiply-accumulates for one sample: products with weights, for attention also between tokens."""
-    if unit.kind == "embedding":
-        return 0
-    if unit.kind == "norm" or not out_channels:
-        return record.output_size
-    matrices = sum(parameter.numel() for parameter in unit.parameters.values() if parameter.dim() >= 2)
-    if getattr(unit.module, "transposed", False) and in_channels:
-        return record.input_size // in_channels * matrices
-    products = record.output_size // out_channels * matrices
-    if unit.kind == "attention" and len(record.output_shape) > 2:
-        return products + 2 * record.output_size * record.output_shape[-2]
-    return products
 
 
 def _held_by_model(unit: Unit) -> Layer:

@@ -21,12 +21,21 @@ from adabet.layers.families import (
 
 @dataclass
 class Unit:
-    """A layer before any forward pass: a module, the parameters that count as its own, and its kind."""
+    """A layer before any forward pass.
+
+    Attributes:
+        name: path of the module.
+        module: the module.
+        kind: see `Layer.kind`.
+        parameters: those that count as its own, by full name.
+        tied: other modules that hold one of them too, by path.
+    """
 
     name: str
     module: nn.Module
     kind: str
     parameters: dict[str, Tensor] = field(default_factory=dict)
+    tied: dict[str, nn.Module] = field(default_factory=dict)
 
 
 def divide(model: nn.Module, *, blocks: Sequence[str] | None = None) -> list[Unit]:
@@ -43,15 +52,20 @@ def divide(model: nn.Module, *, blocks: Sequence[str] | None = None) -> list[Uni
     modules = dict(model.named_modules())
     roots = _attention_roots(modules) if blocks is None else _matching(modules, blocks)
     units: dict[str, Unit] = {}
-    for full_name, parameter in model.named_parameters():
+    holders: dict[Tensor, Unit] = {}
+    for full_name, parameter in model.named_parameters(remove_duplicate=False):
         if not parameter.is_floating_point():
             continue
         owner = full_name.rpartition(".")[0]
+        if parameter in holders:
+            holders[parameter].tied[owner] = model.get_submodule(owner)
+            continue
         root = next((path for path in roots if owner == path or owner.startswith(path + ".")), None)
         name = owner if root is None or _is_norm(modules[owner]) else root
         kind = "attention" if name == root and blocks is None else kind_of(modules[name], name == root)
         unit = units.setdefault(name, Unit(name, modules[name], kind))
         unit.parameters[full_name] = parameter
+        holders[parameter] = unit
     if not units:
         raise LayerError(
             f"expected a model with floating-point parameters, {type(model).__name__} has none: nothing can train"

@@ -1,6 +1,13 @@
 """Lean training: forward passes that keep for the backward pass only what the selection needs."""
 
-from adabet.lean import convolution, linear  # noqa: F401 - imported so that their rules register
+from adabet.lean import (  # noqa: F401 - imported so that their rules register
+    activation,
+    arithmetic,
+    convolution,
+    dropout,
+    linear,
+    normalization,
+)
 from adabet.lean.mode import lean
 
 __all__ = ["lean"]

@@ -1,16 +1,17 @@
 """Multiplication, as in squeeze-and-excitation, gated linear units and layer scale.
 
 Stock autograd keeps of a product what its gradients need and no more: each factor only if the other one's gradient is
-wanted, and a number not at all; the same holds for quotients and sums. What is left to gain is a factor that can be made
-again, such as the activation that a squeeze-and-excitation block scales.
+wanted, and a number not at all; the same holds for quotients and sums. What is left to gain is a factor that can be
+made again, such as the activation that a squeeze-and-excitation block scales.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adabet.lean.keeping import Kept, as_it_is, is_tracked, keep, may_overwrite, recipe, remember, together
+from adabet.lean.keeping import NOTHING, Kept, as_it_is, keep, may_overwrite, recipe, remember, together
 from adabet.lean.rules import first_order, is_spare, rule
 
 Factor = Tensor | complex
@@ -48,24 +49,67 @@ class _Product(torch.autograd.Function):
 def mul(input: Factor, other: Factor, *, out: Tensor | None = None) -> Tensor:
     """Stand in for ``torch.mul``: each factor only if needed, and then what it is made from."""
     if out is not None:
-        return torch.mul(input, other, out=out)  # type: ignore[arg-type]  # stock judges
-    return _product(input, other, in_place=False)
+        return torch.mul(input, other, out=out)
+    if isinstance(input, Tensor) and isinstance(other, Tensor):
+        return _product(input, other)
+    return _scaled(input, other, torch.mul)
 
 
 @rule(Tensor.mul_, Tensor.multiply_, Tensor.__imul__)
-def _mul_(input: Tensor, other: Factor) -> Tensor:
-    return _product(input, other, in_place=True)
+def mul_(input: Tensor, other: Factor) -> Tensor:
+    """Stand in for ``torch.Tensor.mul_``: each factor only if needed, and then what it is made from."""
+    return _product_(input, other) if isinstance(other, Tensor) else _scaled(input, other, Tensor.mul_)
 
 
-def _product(a: Factor, b: Factor, *, in_place: bool) -> Tensor:
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return _scaled(a, b, in_place=in_place)
-    made_a, made_b = recipe(a), recipe(b)
-    if _is_simple(a, b) and ((made_a and b.requires_grad) or (made_b and a.requires_grad)):
-        if not in_place:
-            return _lean_product(a, b, keep(a), keep(b), in_place=False)
-        if may_overwrite(a):
-            return _lean_product(a, b, made_a or as_it_is(a.detach().clone()), keep(b), in_place=True)
-    if a.requires_grad:
-        keep(b)
-    return a.mul_(b) if in_place else torch.mul(a, b)
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    gains = (b.requires_grad and recipe(a) is not None) or (a.requires_grad and recipe(b) is not None)
+    stand_in_a = keep(a) if b.requires_grad else recipe(a)
+    stand_in_b = keep(b) if a.requires_grad else recipe(b)
+    y = _lean_product(a, b, stand_in_a, stand_in_b, in_place=False) if gains and _are_plain(a, b) else torch.mul(a, b)
+    return _remember_product(y, stand_in_a, stand_in_b)
+
+
+def _product_(a: Tensor, b: Tensor) -> Tensor:
+    gains = (b.requires_grad and recipe(a) is not None) or (a.requires_grad and recipe(b) is not None)
+    gains = gains and _are_plain(a, b) and may_overwrite(a)
+    stand_in_a = recipe(a)
+    if gains and b.requires_grad and stand_in_a is None:
+        stand_in_a = as_it_is(a.detach().clone())
+    stand_in_b = keep(b) if a.requires_grad else recipe(b)
+    y = _lean_product(a, b, stand_in_a, stand_in_b, in_place=True) if gains else a.mul_(b)
+    return _remember_product(y, stand_in_a, stand_in_b)
+
+
+def _lean_product(a: Tensor, b: Tensor, stand_in_a: Kept | None, stand_in_b: Kept | None, *, in_place: bool) -> Tensor:
+    needed_a = stand_in_a if b.requires_grad else None
+    needed_b = stand_in_b if a.requires_grad else None
+    y: Tensor = _Product.apply(a, b, needed_a or NOTHING, needed_b or NOTHING, in_place)
+    return y
+
+
+def _remember_product(y: Tensor, stand_in_a: Kept | None, stand_in_b: Kept | None) -> Tensor:
+    """Note how a product can be made again, if both its factors can."""
+    if y.requires_grad and stand_in_a is not None and stand_in_b is not None:
+        remember(y, together(torch.mul, stand_in_a, stand_in_b))
+    return y
+
+
+def _scaled(a: Factor, b: Factor, multiply: Callable[[Any, Any], Tensor]) -> Tensor:
+    """The product of a tensor and a number, which keeps nothing."""
+    x, number = (a, b) if isinstance(a, Tensor) else (b, a)
+    made = recipe(x) if isinstance(x, Tensor) and x.requires_grad else None
+    y = multiply(a, b)
+    if made is not None:
+        remember(y, made.then(lambda again: torch.mul(again, number)))
+    return y
+
+
+def _are_plain(a: Tensor, b: Tensor) -> bool:
+    return all(x.layout is torch.strided and not x.is_complex() and not x.is_nested for x in (a, b))
+
+
+def _multiply(a: Tensor, b: Tensor, *, overwrite: bool) -> Tensor:
+    """The product, in the memory of the first factor if that may be overwritten and fits."""
+    if overwrite and torch.broadcast_shapes(a.shape, b.shape) == a.shape and torch.result_type(a, b) is a.dtype:
+        return a.mul_(b)
+    return torch.mul(a, b)

@@ -61,6 +61,16 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def as_vector(x: Tensor) -> Tensor:
+    """A dense tensor's elements in the order of the memory, without a copy."""
+    return x.as_strided((x.numel(),), (1,))
+
+
+def slice_elements(device: torch.device) -> int:
+    """How many elements to work on at a time."""
+    return CPU_SLICE_ELEMENTS if device.type == "cpu" else DEVICE_SLICE_ELEMENTS
+
+
 def room_for_bits(x: Tensor) -> Tensor:
     """Memory for one bit for each element of a tensor: ``ceil(n / 8)`` bytes, uint8."""
     return torch.empty(-(-x.numel() // BITS), dtype=torch.uint8, device=x.device)
@@ -128,9 +138,8 @@ def compare(comparison: Callable[..., Tensor], x: Tensor, bound: float) -> Tenso
 
 def _slices(x: Tensor, packed: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Vectors of a dense tensor's elements, each with the bytes for their bits."""
-    length = CPU_SLICE_ELEMENTS if x.device.type == "cpu" else DEVICE_SLICE_ELEMENTS
-    vector = x.as_strided((x.numel(),), (1,))
-    return zip(vector.split(length), packed.split(length // BITS), strict=True)
+    length = slice_elements(x.device)
+    return zip(as_vector(x).split(length), packed.split(length // BITS), strict=True)
 
 
 def _gather(answers: Tensor) -> Tensor:

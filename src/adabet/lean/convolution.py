@@ -1,6 +1,7 @@
 """Lean convolutions: a frozen weight keeps no input, a sliced one only the channels that it needs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adabet.freezing.slices import sliced_weight
+from adabet.lean.inputs import cast_like, copies_in_autocast, is_ordinary, kept_input
+from adabet.lean.keeping import NOTHING, Kept
 from adabet.lean.kernels import (
     Geometry,
     bias_gradient,
@@ -18,38 +21,39 @@ from adabet.lean.kernels import (
     weight_gradient,
 )
 from adabet.lean.rules import autocast_dtype, first_order, rule
-from adabet.lean.sliced import SlicedConvolution
+from adabet.lean.sliced import SlicedConvolution, cuts_input
 
 Lengths = int | Sequence[int]
 
 
 class _Convolution(torch.autograd.Function):
-    """Keeps the input only for a trainable weight, and weights as the parameters they are, never as casts."""
+    """Keeps weights as the parameters they are, never as casts, and of the input what stands for it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        ctx.geometry, ctx.size = geometry, x.shape
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kept: Kept) -> Tensor:
+        ctx.geometry, ctx.size, ctx.rebuild = geometry, x.shape, kept.rebuild
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        return convolve(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
+        ctx.save_for_backward(weight, *kept.tensors)
+        return convolve(x, *cast_like(x, weight, bias), geometry)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *kept = ctx.saved_tensors
+        cast = weight.to(gradient.dtype)
         for_x = for_weight = for_bias = None
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         if needs_x and needs_weight:
-            for_x, for_weight = both_gradients(gradient, x, weight.to(gradient.dtype), ctx.geometry)
+            for_x, for_weight = both_gradients(gradient, ctx.rebuild(*kept), cast, ctx.geometry)
         elif needs_x:
-            for_x = input_gradient(gradient, weight.to(gradient.dtype), ctx.size, ctx.geometry)
+            for_x = input_gradient(gradient, cast, ctx.size, ctx.geometry)
         elif needs_weight:
-            for_weight = weight_gradient(gradient, x, weight.shape, ctx.geometry)
+            for_weight = weight_gradient(gradient, ctx.rebuild(*kept), cast, ctx.geometry)
         if for_weight is not None:
             for_weight = for_weight.to(weight.dtype)
         if needs_bias:
             for_bias = bias_gradient(gradient, ctx.bias_dtype)
-        return for_x, for_weight, for_bias, None
+        return for_x, for_weight, for_bias, None, None
 
 
 def _convolution(operation: Callable[..., Tensor], dims: int) -> None:
@@ -65,15 +69,13 @@ def _convolution(operation: Callable[..., Tensor], dims: int) -> None:
         dilation: Lengths = 1,
         groups: int = 1,
     ) -> Tensor:
-        settled = _same_padding(input, weight, stride, padding, dilation, dims)
-        if settled is None or not _is_ordinary(input, weight, bias, dims):
-            return operation(input, weight, bias, stride, padding, dilation, groups)
-        x, lengths = settled
-        none = (0,) * dims
-        geometry = Geometry(_each(stride, dims), lengths, _each(dilation, dims), False, none, groups)
-        if not _keeps_less(x, weight, geometry):
-            return operation(input, weight, bias, stride, padding, dilation, groups)
-        return _lean_convolution(x, weight, bias, geometry)
+        stock = partial(operation, input, weight, bias, stride, padding, dilation, groups)
+        lengths = _padding(weight, stride, padding, dilation, dims)
+        if lengths is None:
+            return stock()
+        near, far = lengths
+        geometry = Geometry(_each(stride, dims), near, _each(dilation, dims), False, (0,) * dims, groups)
+        return _lean(stock, input, weight, bias, geometry, far)
 
 
 def _transposed_convolution(operation: Callable[..., Tensor], dims: int) -> None:
@@ -90,69 +92,68 @@ def _transposed_convolution(operation: Callable[..., Tensor], dims: int) -> None
         groups: int = 1,
         dilation: Lengths = 1,
     ) -> Tensor:
+        stock = partial(operation, input, weight, bias, stride, padding, output_padding, groups, dilation)
         walk = [_each(lengths, dims) for lengths in (stride, padding, dilation, output_padding)]
         geometry = Geometry(walk[0], walk[1], walk[2], True, walk[3], groups)
-        if not _is_ordinary(input, weight, bias, dims) or not _keeps_less(input, weight, geometry):
-            return operation(input, weight, bias, stride, padding, output_padding, groups, dilation)
-        return _lean_convolution(input, weight, bias, geometry)
+        return _lean(stock, input, weight, bias, geometry, (0,) * dims)
 
 
-for _dims, _operation in enumerate((torch.conv1d, torch.conv2d, torch.conv3d), start=1):
-    _convolution(_operation, _dims)
-for _dims, _operation in enumerate((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), start=1):
-    _transposed_convolution(_operation, _dims)
+for _dims in (1, 2, 3):
+    _convolution(getattr(torch, f"conv{_dims}d"), _dims)
+    _transposed_convolution(getattr(torch, f"conv_transpose{_dims}d"), _dims)
 
 
-def _lean_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    x = x.to(autocast_dtype(x) or x.dtype)
-    batch = x if x.dim() == weight.dim() else x.unsqueeze(0)
+def _lean(
+    stock: Callable[[], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    far: tuple[int, ...],
+) -> Tensor:
+    """The convolution that keeps least; ``stock`` where that is the stock one, or has to judge the arguments."""
+    dims = len(far)
+    if not is_ordinary(x, weight, bias) or weight.dim() != dims + 2 or x.dim() not in (dims + 1, dims + 2):
+        return stock()
+    prepare = partial(_prepare, dtype=autocast_dtype(x) or x.dtype, far=far)
+    batch = prepare(x)
     slice_ = sliced_weight(weight) if weight.requires_grad else None
-    if slice_ is None:
-        out: Tensor = _Convolution.apply(batch, weight, bias, geometry)
+    if slice_ is not None:
+        kept = kept_input(x, batch, prepare, whole=not cuts_input(slice_.place, geometry) and geometry.groups == 1)
+        out = SlicedConvolution.apply(batch, slice_.part, weight.detach(), bias, slice_.place, geometry, kept)
     else:
-        out = SlicedConvolution.apply(batch, slice_.part, weight.detach(), bias, slice_.place, geometry)
-    return out if batch is x else out.squeeze(0)
+        kept = kept_input(x, batch, prepare) if weight.requires_grad else NOTHING
+        as_stock = weight.requires_grad and kept.is_itself and not copies_in_autocast(weight)
+        if as_stock and not is_pointwise(batch, weight.shape, geometry):
+            return stock()
+        out = _Convolution.apply(batch, weight, bias, geometry, kept)
+    result: Tensor = out if x.dim() == dims + 2 else out.squeeze(0)
+    return result
 
 
-def _is_ordinary(x: Tensor, weight: Tensor, bias: Tensor | None, dims: int) -> bool:
-    """Whether something is to be learned here, and the arguments are such that stock would take them."""
-    tensors = [x, weight] if bias is None else [x, weight, bias]
-    return (
-        any(tensor.requires_grad for tensor in tensors)
-        and len({autocast_dtype(tensor) or tensor.dtype for tensor in tensors}) == 1
-        and x.is_floating_point()
-        and x.dim() in (dims + 1, dims + 2)
-        and weight.dim() == dims + 2
-    )
+def _prepare(x: Tensor, *, dtype: torch.dtype, far: tuple[int, ...]) -> Tensor:
+    """The input as a batch in the type of the operation, with what padding has to be put onto it."""
+    x = x.to(dtype)
+    if any(far):
+        x = F.pad(x, [side for length in reversed(far) for side in (0, length)])
+    return x if x.dim() == len(far) + 2 else x.unsqueeze(0)
 
 
-def _keeps_less(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether lean saves anything over stock: the input, a cast of the weight, a slice, or workspace."""
-    return (
-        not weight.requires_grad
-        or autocast_dtype(weight) not in (None, weight.dtype)
-        or sliced_weight(weight) is not None
-        or is_pointwise(x, weight.shape, geometry)
-    )
+def _padding(
+    weight: Tensor, stride: Lengths, padding: Lengths | str, dilation: Lengths, dims: int
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Padding at both ends, and what the far end has more of; None where stock has to say what is wrong.
 
-
-def _same_padding(
-    x: Tensor, weight: Tensor, stride: Lengths, padding: Lengths | str, dilation: Lengths, dims: int
-) -> tuple[Tensor, tuple[int, ...]] | None:
-    """The input and the padding in numbers; None where stock has to say what is wrong with them.
-
-    Padding ``"same"`` of an even kernel is one longer at the far end, which is put onto the input itself.
+    Padding ``"same"`` of a kernel with an even reach is one longer at the far end.
     """
     if not isinstance(padding, str):
-        return x, _each(padding, dims)
+        return _each(padding, dims), (0,) * dims
     if padding == "valid":
-        return x, (0,) * dims
+        return (0,) * dims, (0,) * dims
     if padding != "same" or any(step != 1 for step in _each(stride, dims)) or weight.dim() != dims + 2:
         return None
     reach = [step * (kernel - 1) for step, kernel in zip(_each(dilation, dims), weight.shape[2:], strict=True)]
-    if any(length % 2 for length in reach):
-        x = F.pad(x, [side for length in reversed(reach) for side in (0, length % 2)])
-    return x, tuple(length // 2 for length in reach)
+    return tuple(length // 2 for length in reach), tuple(length % 2 for length in reach)
 
 
 def _each(lengths: Lengths, dims: int) -> tuple[int, ...]:

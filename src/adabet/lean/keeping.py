@@ -38,6 +38,9 @@ class Kept:
         return Kept(self.tensors, lambda *tensors: function(self.rebuild(*tensors)))
 
 
+NOTHING = Kept((), lambda: torch.empty(0))
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """How to make an output again, valid while neither it nor what it is made from is overwritten."""

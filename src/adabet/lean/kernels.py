@@ -5,7 +5,6 @@ is a matrix product. On a CPU with several threads PyTorch lays out both tensors
 anew; for the pointwise ones that doubles to quintuples the memory of the call, at equal speed or worse.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,15 +26,21 @@ class Geometry(NamedTuple):
 
 
 def is_pointwise(x: Tensor, weight: torch.Size, geometry: Geometry) -> bool:
-    """Whether to run a convolution as a product of matrices: kernel of one, on a CPU, in a dense layout."""
+    """Whether to run a convolution as a product of matrices: kernel of one, on a CPU, contiguous.
+
+    In channels-last layout, and on other devices, the stock kernels need no extra memory for it.
+    """
+    return (
+        _mixes_channels(weight, geometry) and x.device.type == "cpu" and x.dtype in PRODUCT_TYPES and x.is_contiguous()
+    )
+
+
+def _mixes_channels(weight: torch.Size, geometry: Geometry) -> bool:
     return (
         geometry.groups == 1
         and all(length == 1 for length in weight[2:])
         and not any(geometry.padding)
         and not geometry.transposed
-        and x.device.type == "cpu"
-        and x.dtype in PRODUCT_TYPES
-        and x.is_contiguous(memory_format=_memory_format(x))
     )
 
 
@@ -56,28 +61,30 @@ def input_gradient(gradient: Tensor, weight: Tensor, size: torch.Size, geometry:
         small = _mix_channels(gradient, weight.flatten(1).t(), None)
         if small.shape == size:
             return small
-        whole = _empty(size, gradient).zero_()
+        whole = gradient.new_zeros(size)
         _every(whole, geometry.stride).copy_(small)
         return whole
     if gradient.device.type == "cpu" and gradient.dtype in ONEDNN_TYPES and torch.backends.mkldnn.is_available():
+        if _mixes_channels(weight.shape, geometry) and gradient.shape[2:] == size[2:]:
+            return torch.convolution(gradient, weight.transpose(0, 1), None, *geometry)
         return torch.convolution(gradient, weight, None, *_adjoint(gradient.shape, weight.shape, size, geometry))
     stand_in = gradient.new_empty(1).expand(size)
     in_layout = weight.contiguous(memory_format=_memory_format(gradient))
     return _stock_gradients(gradient, stand_in, in_layout, geometry, (True, False))[0]
 
 
-def weight_gradient(gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry) -> Tensor:
-    """Gradient with respect to a weight of ``size``, without the weight."""
-    if not is_pointwise(x, size, geometry):
-        return _stock_gradients(gradient, x, x.new_empty(size), geometry, (False, True))[1]
-    total = torch.zeros(size[:2], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+def weight_gradient(gradient: Tensor, x: Tensor, like: Tensor, geometry: Geometry) -> Tensor:
+    """Gradient with respect to a weight. Of ``like`` only the shape counts: the weight itself, or a stand-in."""
+    if not is_pointwise(x, like.shape, geometry):
+        return _stock_gradients(gradient, x, like, geometry, (False, True))[1]
+    total = torch.zeros(like.shape[:2], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
     samples = zip(gradient.flatten(2), _subsample(x, geometry).flatten(2), strict=True)
     for sample_gradient, sample in samples:
         if sample.dtype is total.dtype:
             total.addmm_(sample_gradient, sample.t())
         else:  # a sum in low precision would round at every sample
             total += sample_gradient @ sample.t()
-    return total.view(size)
+    return total.view(like.shape)
 
 
 def both_gradients(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -85,7 +92,7 @@ def both_gradients(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geomet
     if is_pointwise(gradient, weight.shape, geometry):
         return (
             input_gradient(gradient, weight, x.shape, geometry),
-            weight_gradient(gradient, x, weight.shape, geometry),
+            weight_gradient(gradient, x, weight, geometry),
         )
     return _stock_gradients(gradient, x, weight, geometry, (True, True))
 
@@ -125,8 +132,8 @@ def _adjoint(gradient: torch.Size, weight: torch.Size, size: torch.Size, geometr
 
 
 def _mix_channels(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """Product of a matrix ``(C_out, C_in)`` with every pixel's channels, in the layout of ``x``."""
-    out = _empty((x.shape[0], matrix.shape[0], *x.shape[2:]), x)
+    """Product of a matrix ``(C_out, C_in)`` with every pixel's channels."""
+    out = x.new_empty((x.shape[0], matrix.shape[0], *x.shape[2:]))
     matrices = matrix.expand(x.shape[0], -1, -1)
     if bias is None:
         torch.bmm(matrices, x.flatten(2), out=out.flatten(2))
@@ -135,17 +142,15 @@ def _mix_channels(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-def _empty(size: Sequence[int], like: Tensor) -> Tensor:
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=_memory_format(like))
-
-
 def _subsample(x: Tensor, geometry: Geometry) -> Tensor:
     """The pixels that a pointwise convolution reads."""
-    return _every(x, geometry.stride).contiguous(memory_format=_memory_format(x))
+    return _every(x, geometry.stride).contiguous()
 
 
 def _every(x: Tensor, stride: tuple[int, ...]) -> Tensor:
-    return x[(..., *(slice(None, None, step) for step in stride))]
+    for dimension, step in enumerate(stride, start=2):
+        x = x[(slice(None),) * dimension + (slice(None, None, step),)]
+    return x
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

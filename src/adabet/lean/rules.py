@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adabet.errors import LeanError
+from adabet.lean.bits import is_dense
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
@@ -74,28 +75,32 @@ def is_spare(gradient: Tensor) -> bool:
     To be called straight from a ``backward`` decorated with `first_order`, with the gradient as autograd handed it
     over and no second name for it. True only if the autograd engine holds no other reference (as it does where a
     sum hands one gradient to both its terms), no Python object does (a hook that kept it, a caller that passed
-    it in) and no other tensor shares its memory (a view, an expanded or split gradient).
+    it in) and no other tensor shares its memory (a view, a split gradient), and if each element has its own.
     """
-    if torch.compiler.is_compiling():
-        return False
-    return _references(gradient) == _lone_references() and _fills_its_storage(gradient)
+    return (
+        not torch.compiler.is_compiling()
+        and _holders(gradient) == _holders_of_unshared()
+        and _tensors_in_storage(gradient) == 1
+        and is_dense(gradient)
+    )
 
 
-def _fills_its_storage(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+def _holders(tensor: Tensor) -> tuple[int, int]:
+    """References to a tensor's Python object, and to the tensor behind that."""
+    return sys.getrefcount(tensor), tensor._use_count()
 
 
-def _references(tensor: Tensor) -> tuple[int, int, int]:
-    """Holders of a tensor: of its Python object, of the tensor behind that, of the memory behind both."""
-    storage = tensor.untyped_storage()
-    return sys.getrefcount(tensor), tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)
+def _tensors_in_storage(tensor: Tensor) -> int:
+    # Not by way of tensor.untyped_storage(): the Python object that this makes stays as one more reference, and would
+    # keep the engine from summing further gradients in place.
+    return int(torch._C._storage_Use_Count(torch._C._storage_address(tensor)))
 
 
 class _Census(torch.autograd.Function):
     """Counts the references to a gradient that is known to be nobody else's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: list[tuple[int, int, int]]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, counts: list[tuple[int, int]]) -> Tensor:
         ctx.counts = counts
         return x.clone()
 
@@ -106,15 +111,15 @@ class _Census(torch.autograd.Function):
         return gradient, None
 
 
-def _count(counts: list[tuple[int, int, int]], gradient: Tensor) -> None:
+def _count(counts: list[tuple[int, int]], gradient: Tensor) -> None:
     """Stands where `is_spare` stands in a backward pass, so that it sees as many references."""
-    counts.append(_references(gradient))
+    counts.append(_holders(gradient))
 
 
 @functools.cache
-def _lone_references() -> tuple[int, int, int]:
-    """What `_references` counts for an unshared gradient; measured, for it differs between Python versions."""
-    counts: list[tuple[int, int, int]] = []
+def _holders_of_unshared() -> tuple[int, int]:
+    """What `_holders` counts for an unshared gradient; measured, for it differs between Python versions."""
+    counts: list[tuple[int, int]] = []
     with torch.enable_grad(), torch.device("cpu"):
         x = torch.ones(2, requires_grad=True)
         (_Census.apply(x, counts) * x.detach()).backward(torch.ones(2))

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adabet.freezing.slices import Channels
+from adabet.lean.inputs import cast_like
+from adabet.lean.keeping import Kept
 from adabet.lean.kernels import Geometry, bias_gradient, convolve, input_gradient, select_channels, weight_gradient
 from adabet.lean.rules import first_order
 
@@ -17,32 +19,47 @@ class SlicedConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, part: Tensor, weight: Tensor, bias: Tensor | None, place: Channels, geometry: Geometry
+        ctx: Any,
+        x: Tensor,
+        part: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        place: Channels,
+        geometry: Geometry,
+        kept: Kept,
     ) -> Tensor:
+        """Convolve ``x`` by ``weight``, which holds ``part`` at ``place``."""
         ctx.geometry, ctx.size, ctx.place = geometry, x.shape, place
         ctx.bias_dtype = None if bias is None else bias.dtype
-        # Input channels are what a slice of input channels runs along, and all that the others can spare.
-        ctx.cuts_input = place.inner != geometry.transposed
         ctx.blocks = list(_blocks(place, weight.shape, x.device))
-        kept = [select_channels(x, block.sliced if ctx.cuts_input else block.others) for block in ctx.blocks]
-        ctx.save_for_backward(part, weight, *kept)
-        return convolve(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
+        ctx.rebuild = None if kept.is_itself else kept.rebuild
+        inputs = _input_parts(x, ctx) if kept.is_itself else kept.tensors
+        ctx.save_for_backward(part, weight, *inputs)
+        return convolve(x, *cast_like(x, weight, bias), geometry)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        part, weight, *kept = ctx.saved_tensors
+        """Gradients of ``x``, ``part`` and ``bias``."""
+        part, weight, *inputs = ctx.saved_tensors
         for_x = for_part = for_bias = None
         if ctx.needs_input_grad[0]:
             for_x = input_gradient(gradient, weight.to(gradient.dtype), ctx.size, ctx.geometry)
         if ctx.needs_input_grad[1]:
+            if ctx.rebuild is not None:
+                inputs = _input_parts(ctx.rebuild(*inputs), ctx)
             for_part = torch.empty_like(part)
-            for block, x in zip(ctx.blocks, kept, strict=True):
-                cut = select_channels(gradient, block.others if ctx.cuts_input else block.sliced)
-                for_part[block.rows] = _block_gradient(cut, x, ctx.place.inner, part.shape[2:], block, ctx.geometry)
+            for block, x in zip(ctx.blocks, inputs, strict=True):
+                cut = select_channels(gradient, block.others if cuts_input(ctx.place, ctx.geometry) else block.sliced)
+                for_part[block.rows] = _block_gradient(cut, x, part, block, ctx)
         if ctx.needs_input_grad[3]:
             for_bias = bias_gradient(gradient, ctx.bias_dtype)
-        return for_x, for_part, None, for_bias, None, None
+        return for_x, for_part, None, for_bias, None, None, None
+
+
+def cuts_input(place: Channels, geometry: Geometry) -> bool:
+    """Whether a slice runs along the input's channels; the weight's second dimension, but in transposed convolution."""
+    return place.inner != geometry.transposed
 
 
 class _Block(NamedTuple):
@@ -75,21 +92,24 @@ def _blocks(place: Channels, weight: torch.Size, device: torch.device) -> Iterat
         rows = (counts[group] == count).nonzero().flatten()
         others = (groups.unsqueeze(1) * other_width + torch.arange(other_width)).flatten()
         complete = len(groups) == place.groups
-        yield _Block(
-            rows.to(device), channels[rows].to(device), None if complete else others.to(device), len(groups)
-        )
+        yield _Block(rows.to(device), channels[rows].to(device), None if complete else others.to(device), len(groups))
 
 
-def _block_gradient(
-    gradient: Tensor, x: Tensor, inner: bool, kernel: torch.Size, block: _Block, geometry: Geometry
-) -> Tensor:
+def _input_parts(x: Tensor, ctx: Any) -> list[Tensor]:
+    """What each block's gradient needs of the input."""
+    cuts = cuts_input(ctx.place, ctx.geometry)
+    return [select_channels(x, block.sliced if cuts else block.others) for block in ctx.blocks]
+
+
+def _block_gradient(gradient: Tensor, x: Tensor, part: Tensor, block: _Block, ctx: Any) -> Tensor:
     """Gradient of a block's weight, one row a channel."""
-    first, second = (x, gradient) if geometry.transposed else (gradient, x)
-    size = torch.Size((first.shape[1], second.shape[1] // block.groups, *kernel))
-    whole = weight_gradient(gradient, x, size, geometry._replace(groups=block.groups))
-    if not inner:
+    first, second = (x, gradient) if ctx.geometry.transposed else (gradient, x)
+    stand_in = x.new_empty((first.shape[1], second.shape[1] // block.groups, *part.shape[2:]))
+    whole = weight_gradient(gradient, x, stand_in, ctx.geometry._replace(groups=block.groups))
+    if not ctx.place.inner:
         return whole
-    return whole.unflatten(0, (block.groups, -1)).transpose(1, 2).flatten(0, 1)
+    by_group: Tensor = whole.unflatten(0, (block.groups, -1))
+    return by_group.transpose(1, 2).flatten(0, 1)
 
 
 class SlicedLinear(torch.autograd.Function):
@@ -97,26 +117,35 @@ class SlicedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, part: Tensor, weight: Tensor, bias: Tensor | None, place: Channels
+        ctx: Any, x: Tensor, part: Tensor, weight: Tensor, bias: Tensor | None, place: Channels, kept: Kept
     ) -> Tensor:
+        """Multiply ``x`` by ``weight``, which holds ``part`` at ``place``."""
         ctx.place = place
         ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.rebuild = None if kept.is_itself else kept.rebuild
         channels = torch.tensor(place.channels, device=x.device)
-        ctx.save_for_backward(part, weight, channels, x.index_select(-1, channels) if place.inner else x)
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        inputs = (_features(x, channels, place),) if kept.is_itself else kept.tensors
+        ctx.save_for_backward(part, weight, channels, *inputs)
+        return F.linear(x, *cast_like(x, weight, bias))
 
     @staticmethod
     @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        part, weight, channels, kept = ctx.saved_tensors
+        """Gradients of ``x``, ``part`` and ``bias``."""
+        part, weight, channels, *inputs = ctx.saved_tensors
         for_x = for_part = for_bias = None
         rows = gradient.reshape(-1, gradient.shape[-1])
         if ctx.needs_input_grad[0]:
             for_x = gradient @ weight.to(gradient.dtype)
         if ctx.needs_input_grad[1]:
-            inputs = kept.reshape(-1, kept.shape[-1])
-            product = inputs.t() @ rows if ctx.place.inner else rows.index_select(1, channels).t() @ inputs
+            x = inputs[0] if ctx.rebuild is None else _features(ctx.rebuild(*inputs), channels, ctx.place)
+            x = x.reshape(-1, x.shape[-1])
+            product = x.t() @ rows if ctx.place.inner else rows.index_select(1, channels).t() @ x
             for_part = product.to(part.dtype)
         if ctx.needs_input_grad[3]:
             for_bias = rows.sum(0, dtype=ctx.bias_dtype)
-        return for_x, for_part, None, for_bias, None
+        return for_x, for_part, None, for_bias, None, None
+
+
+def _features(x: Tensor, channels: Tensor, place: Channels) -> Tensor:
+    return x.index_select(-1, channels) if place.inner else x

@@ -100,7 +100,7 @@ def estimate_memory(
     parameters and batch-norm statistics take 4 bits; outputs count ``batch_size`` times over, before the
     whole is multiplied by ``batch_size``; an operation's input is the output of the operation before it in
     the order of Keras's ``model.layers``; only convolutions that are not depthwise, linear layers and
-    batch-norms count.
+    batch-norms count, and ReLU6 as something of the image's size that is not kept.
 
     Args:
         model: any module; on the meta device nothing is computed.
@@ -161,11 +161,13 @@ def _adabet_table3(model: nn.Module, batch: Any, batch_size: int, frozen_bits: i
         keeps, occupies = 0.0, 0.0
         if isinstance(module, nn.Linear | _ConvNd) and not _is_depthwise(module):
             keeps = size if module.weight.requires_grad else 0.0
-            # The reference code's slip: this is the output of the whole batch, and all is multiplied by it
-            # again.
+            # The reference code's slip: the whole batch's output, and all is multiplied by the batch again.
             occupies = size + FLOAT_BYTES * batch_size * operation.output_size / operation.groups
         elif isinstance(module, _BatchNorm):
             keeps, occupies = (size if _trains(module) else 0.0), size
+        elif isinstance(module, nn.ReLU6):
+            # Another: the image's size for every ReLU layer. Keras's plain ReLUs are activations, no layers.
+            occupies = FLOAT_BYTES * operations[0].output_size
         saved.append(keeps)
         temporary.append(occupies)
     parameters = _parameter_bytes(model, frozen_bits or 4, buffers=True)

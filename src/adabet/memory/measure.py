@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from adabet.errors import OptionError, UnknownNameError
+from adabet.errors import OptionError, TrainingError, UnknownNameError
 from adabet.freezing import apply
 from adabet.layers.batches import device_of, forward_call, map_tensors, sample_count, tensors_of
 from adabet.layers.observe import observing
@@ -36,6 +36,7 @@ STATE = "optimizer state"
 OWN = "adabet's own"
 MODEL_ITSELF = "(model)"
 LOSS = "(loss)"
+RECOMPUTED = "(recomputed)"
 
 
 def measure_memory(
@@ -47,6 +48,8 @@ def measure_memory(
     optimizer: str | OptimizerFactory = "sgd momentum",
     micro_batch: int | None = None,
     lean: bool = True,
+    recompute: bool = False,
+    batch_norm: str = "eval",
     inference: bool = True,
 ) -> MemoryReport:
     """Run a real training step, and inference, and tell what they allocate at their peak.
@@ -65,6 +68,8 @@ def measure_memory(
             a list of parameters.
         micro_batch: samples in memory at once while training; None takes the whole batch.
         lean: train in the lean mode.
+        recompute: run repeated blocks again in the backward pass.
+        batch_norm: how the selection treats chosen batch-norms, see `adabet.apply`.
         inference: also measure a forward pass over the whole batch without gradients, in eval mode.
 
     Raises:
@@ -87,11 +92,13 @@ def measure_memory(
     samples, inputs = sample_count(batch), sum(tensor.nbytes for tensor in tensors_of(batch))
     with unchanged(model):
         idle = _measure_inference(model, batch, inputs) if inference else None
-        with apply(model, selection) if selection is not None else nullcontext():
+        with apply(model, selection, batch_norm=batch_norm) if selection is not None else nullcontext():
             if selection is not None:
                 model.train()
             trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            step = partial(train_step, model, batch, loss, micro_batch=micro_batch, lean=lean)
+            if not trainable:
+                raise TrainingError("expected at least one trainable parameter to measure a step; choose layers")
+            step = partial(train_step, model, batch, loss, micro_batch=micro_batch, lean=lean, recompute=recompute)
             recording = _record_training(model, trainable, step, factory)
             # Channel slices are memory of their own, so the weights are counted while they are in place.
             training = _peak(recording, weights=_weight_bytes(model), inputs=inputs)
@@ -134,13 +141,16 @@ def _record_training(
     """Record two steps: the first makes the optimizer's state, which only the second has from its start."""
 
     def backward(loss: Tensor) -> None:
+        running[0] = RECOMPUTED
         loss.backward()
+        running[0] = LOSS
         recording.mark(GRADIENT, _addresses(parameter.grad for parameter in trainable))
 
+    running = [LOSS]
     with record_allocations(device_of(model)) as recording:
         optimizer = factory(list(trainable))
         for _ in range(2):
-            with _saved_marked(model, recording):
+            with _saved_marked(model, recording, running):
                 step(backward=backward)
             with _values_kept(trainable, recording):
                 optimizer.step()
@@ -164,9 +174,8 @@ def _values_kept(parameters: Sequence[nn.Parameter], recording: Recording) -> It
 
 
 @contextmanager
-def _saved_marked(model: nn.Module, recording: Recording) -> Iterator[None]:
-    """Mark each tensor that autograd saves with the innermost module that is running."""
-    running = [LOSS]
+def _saved_marked(model: nn.Module, recording: Recording, running: list[str]) -> Iterator[None]:
+    """Mark each tensor that autograd saves with the last of what is running; modules add themselves to it."""
 
     def pack(tensor: Tensor) -> Tensor:
         recording.mark(SAVED + running[-1], _addresses([tensor]))

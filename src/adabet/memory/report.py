@@ -75,7 +75,8 @@ class MemoryReport:
         inference: the peak of a forward pass over the whole batch without gradients, or None if not measured.
         saved: the most bytes of saved activations at any time.
         layers: who held them then: paths of modules and bytes, in the order of the forward pass. An
-            activation that several modules save counts for the first. ``"(loss)"`` is what no module saved.
+            activation that several modules save counts for the first. ``"(loss)"`` is what no module saved,
+            ``"(recomputed)"`` what a rule of the lean mode saved anew during the backward pass.
     """
 
     model: str

@@ -11,6 +11,7 @@ from adabet.layers import Layer
 from adabet.methods.registry import Request, register
 from adabet.ranking import AXES, SLICEABLE, RankedLayer, Ranking
 from adabet.topology import Probe, Prober, betti_one
+from adabet.topology.pool import SLICE
 from adabet.topology.stability import half_counts, spearman
 
 NORMALIZE = ("activations", "parameters", "none")
@@ -33,6 +34,7 @@ def rank_adabet(
     axis: str = "out",
     samples_in_memory: int | None = None,
     sketch: int | None = None,
+    slice_size: int = SLICE,
     min_persistence: float | None = None,
 ) -> Ranking:
     """Loops in the cloud of a layer's activations (first Betti number) over their number.
@@ -47,6 +49,7 @@ def rank_adabet(
         axis: whose channels those are, the layers' outputs (``"out"``, the paper's) or inputs (``"in"``).
         samples_in_memory: see `Prober`.
         sketch: see `Prober`.
+        slice_size: see `Prober`.
         min_persistence: count only loops that live longer than this, in the units of the distances; through ripser.
 
     Raises:
@@ -67,6 +70,7 @@ def rank_adabet(
         samples=samples,
         samples_in_memory=samples_in_memory,
         sketch=sketch,
+        slice_size=slice_size,
         seed=request.seed,
         head=request.head_paths,
         blocks=request.blocks,

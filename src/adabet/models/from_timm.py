@@ -13,6 +13,7 @@ from adabet.models.names import unknown_model
 from adabet.models.weights import fit_weights, one_line, read_weights
 
 WEIGHTS_NAME = "model.safetensors"
+FOLDER = "local-dir:"
 
 
 def known_names() -> list[str]:
@@ -33,7 +34,7 @@ def build(
     """Build a timm model and put weights onto it.
 
     Args:
-        name: timm's name, or ``"local-dir:FOLDER"`` for a folder with timm's config.json.
+        name: timm's name, or ``"local-dir:FOLDER"`` for a folder with timm's config.json; its weights are loaded.
         num_classes: outputs of the head; None keeps what the architecture has.
         weights: a safetensors file, or None.
         pretrained: fetch the weights that timm has for this name.
@@ -48,7 +49,9 @@ def build(
         ModelError: if the model cannot be built, or the weights do not fit or cannot be fetched.
     """
     timm = require("timm", "a timm model")
-    if not name.startswith("local-dir:") and f"timm/{name}" not in (known := known_names()):
+    if name.startswith(FOLDER):
+        weights = weights or Path(name.removeprefix(FOLDER), WEIGHTS_NAME)
+    elif f"timm/{name}" not in (known := known_names()):
         raise unknown_model(f"timm/{name}", known)
     arguments = dict(arguments)
     if image_size is not None and _fixed_size(name):
@@ -63,9 +66,7 @@ def build(
     notes: tuple[str, ...] = ()
     if weights is not None:
         tensors = _renamed(model, read_weights(weights))
-        notes = fit_weights(
-            model, tensors, name=f"timm/{name}", source=weights.name, new_head=bool(num_classes)
-        )
+        notes = fit_weights(model, tensors, name=f"timm/{name}", source=weights.name, keep_head=bool(num_classes))
     return model, _data_config(timm, model, arguments), notes
 
 
@@ -75,7 +76,7 @@ def _with(arguments: dict[str, Any]) -> str:
 
 def _fixed_size(name: str) -> bool:
     """Whether the architecture is built for one image size, as vision transformers are."""
-    if name.startswith("local-dir:"):
+    if name.startswith(FOLDER):
         return False
     config: Any = require("timm.models", "a timm model").get_pretrained_cfg(name)
     return bool(config is not None and config.fixed_input_size)
@@ -103,7 +104,7 @@ def _fetch(name: str) -> str:
 def _renamed(model: nn.Module, tensors: dict[str, Any]) -> dict[str, Any]:
     """Weights in timm's names and sizes, by the filter that timm has for an architecture's foreign files."""
     filter_weights: Any = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if filter_weights is None or tensors.keys() == model.state_dict().keys():
+    if filter_weights is None:
         return tensors
     try:
         renamed: dict[str, Any] = filter_weights(dict(tensors), model)

@@ -73,7 +73,7 @@ def build(
     elif weights is not None:
         tensors = _for_model(name, model, read_weights(weights))
         full_name = f"torchvision/{name}"
-        notes = fit_weights(model, tensors, name=full_name, source=weights.name, new_head=bool(num_classes))
+        notes = fit_weights(model, tensors, name=full_name, source=weights.name, keep_head=bool(num_classes))
     return model, _data_config(published.transforms(), arguments), notes
 
 
@@ -89,9 +89,7 @@ def _for_model(name: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> di
     """Weights without second classifiers that the model lacks, with positions of its image size."""
     own = model.state_dict()
     fitting = {
-        key: tensor
-        for key, tensor in tensors.items()
-        if key in own or not key.startswith(AUXILIARY.get(name, ("\0",)))
+        key: tensor for key, tensor in tensors.items() if key in own or not key.startswith(AUXILIARY.get(name, ("\0",)))
     }
     positions = "encoder.pos_embedding"
     if positions in own and positions in fitting and fitting[positions].shape != own[positions].shape:

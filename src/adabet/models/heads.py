@@ -49,9 +49,7 @@ def new_head(model: nn.Module, num_classes: int, *, head: str | None = None) -> 
         return find_head(model)
     found = find_head(model, head or "auto")
     if not found:
-        raise ModelError(
-            f"no classifier found in {type(model).__name__}: name the module that is one with head='path'"
-        )
+        raise ModelError(f"no classifier found in {type(model).__name__}: name the module that is one with head='path'")
     replaced = tuple(_replace_last(model, path, num_classes) for path in found)
     _tell(model, num_classes)
     return replaced

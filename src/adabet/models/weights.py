@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from adabet.errors import ModelError
 from adabet.extras import require
 from adabet.layers import find_head
+from adabet.models.heads import new_head
 
 PICKLED_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar"})
 NAMED_AT_MOST = 3
@@ -46,16 +47,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fit_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], *, name: str, source: str, new_head: bool
+    model: nn.Module, weights: Mapping[str, Tensor], *, name: str, source: str, keep_head: bool
 ) -> tuple[str, ...]:
-    """Put weights onto a model; leave out their head if it has another number of classes.
+    """Put weights onto a model, with or without their head.
 
     Args:
         model: changed in place, and only if the weights fit.
         weights: tensors by the names of the model's state dict.
         name: what to call the model in an error.
         source: what to call the weights in an error.
-        new_head: whether the head may be left out, because a number of classes was asked for.
+        keep_head: keep the model's own head where the weights' has another number of classes; otherwise the
+            model gets a head of the weights' number.
 
     Returns:
         Notes in words: that the head was left out, if it was.
@@ -63,12 +65,14 @@ def fit_weights(
     Raises:
         ModelError: if tensors are missing, unexpected or of another shape; names the first of each kind.
     """
-    own = model.state_dict()
     given = dict(weights)
+    if not keep_head:
+        _adopt_head(model, given)
+    own = model.state_dict()
     for counter in own.keys() - given.keys():
         if counter.endswith("num_batches_tracked"):
             given[counter] = own[counter]
-    notes = _leave_out_head(model, own, given) if new_head else ()
+    notes = _leave_out_head(model, own, given) if keep_head else ()
     misfit = {
         "missing": [key for key in own if key not in given],
         "unexpected": [key for key in given if key not in own],
@@ -83,6 +87,16 @@ def fit_weights(
         raise ModelError(f"the weights {source} do not fit {name}: {problems}")
     model.load_state_dict(given)
     return notes
+
+
+def _adopt_head(model: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Give the model a head of as many classes as the weights have, if its own has another number."""
+    own = model.state_dict()
+    for path in find_head(model):
+        keys = [key for key in own if key.startswith(f"{path}.") and key in given]
+        if keys and given[keys[-1]].shape[0] != own[keys[-1]].shape[0]:
+            new_head(model, given[keys[-1]].shape[0])
+            return
 
 
 def _leave_out_head(model: nn.Module, own: Mapping[str, Tensor], given: dict[str, Tensor]) -> tuple[str, ...]:

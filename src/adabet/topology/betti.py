@@ -59,10 +59,10 @@ def betti_one(distances: Tensor, *, min_persistence: float | None = None) -> Ten
         >>> betti_one(torch.cdist(square, square), min_persistence=0.5)
         tensor(0)
     """
-    clouds = _clouds(distances)
-    counts = torch.zeros(len(clouds), dtype=torch.int64, device=clouds.device)
     if min_persistence is not None and not min_persistence >= 0:
         raise OptionError(f"min_persistence must be a length >= 0, got {min_persistence}")
+    clouds = _clouds(distances)
+    counts = torch.zeros(len(clouds), dtype=torch.int64, device=clouds.device)
     if len(clouds) > 0 and clouds.shape[-1] >= _FEWEST_POINTS:
         if min_persistence is None:
             _count_bars(clouds, out=counts)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adabet.errors import ActivationError
 from adabet.layers import Layer, Layers, find_layers, forward_call, observing
 from adabet.layers.batches import Forward
-from adabet.layers.finding import first_floating
+from adabet.layers.trace import first_floating
 from adabet.topology.distances import channel_squared_distances, squared_distances
 from adabet.topology.lockstep import Lockstep
 from adabet.topology.pool import SLICE, Pool, collect, passes

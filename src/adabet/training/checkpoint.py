@@ -54,7 +54,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
     """
     optimizer, optimizer_tensors = flatten(checkpoint.optimizer, "optimizer")
     method, method_tensors = flatten(checkpoint.method, "method")
-    document = {
+    values = {
         "epoch": checkpoint.epoch,
         "history": [record.to_dict() for record in checkpoint.history],
         "stopped_early": checkpoint.stopped_early,
@@ -65,7 +65,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         "random": checkpoint.random,
     }
     weights = {WEIGHT + name: tensor for name, tensor in checkpoint.weights.items()}
-    write_tensor_file(path, KIND, weights | optimizer_tensors | method_tensors, document)
+    write_tensor_file(path, KIND, weights | optimizer_tensors | method_tensors, values)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -74,18 +74,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: if it is missing, damaged, of another kind or of another version.
     """
-    tensors, document = read_tensor_file(path, KIND)
+    tensors, values = read_tensor_file(path, KIND)
     try:
         return Checkpoint(
-            epoch=document["epoch"],
-            history=tuple(EpochRecord.from_dict(record) for record in document["history"]),
-            stopped_early=document["stopped_early"],
+            epoch=values["epoch"],
+            history=tuple(EpochRecord.from_dict(record) for record in values["history"]),
+            stopped_early=values["stopped_early"],
             weights={name.removeprefix(WEIGHT): tensor for name, tensor in tensors.items() if name.startswith(WEIGHT)},
-            base=document["base"],
-            optimizer=unflatten(document["optimizer"], tensors),
-            scaler=document["scaler"],
-            method=unflatten(document["method"], tensors),
-            random=document["random"],
+            base=values["base"],
+            optimizer=unflatten(values["optimizer"], tensors),
+            scaler=values["scaler"],
+            method=unflatten(values["method"], tensors),
+            random=values["random"],
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error!r}") from error

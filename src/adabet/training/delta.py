@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -37,12 +36,11 @@ def save_delta(
     """
     names = persistent_buffers(model) if buffers is None else buffers
     tensors = tensors_named(model, (*selection.parameters, *names))
-    document = {
-        "fingerprint": asdict(selection.fingerprint),
+    values = {
         "selection": selection.to_json(),
         "base": base_digest(model, tensors.keys()),
     }
-    write_tensor_file(path, KIND, tensors, document)
+    write_tensor_file(path, KIND, tensors, values)
 
 
 def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> Selection:
@@ -60,10 +58,10 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> Selection:
             or if the model's base weights are others.
     """
     path = Path(path)
-    tensors, document = read_tensor_file(path, KIND)
+    tensors, values = read_tensor_file(path, KIND)
     try:
-        selection = Selection.from_json(document["selection"])
-        base = document["base"]
+        selection = Selection.from_json(values["selection"])
+        base = values["base"]
     except (AdabetError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole delta: {error}") from error
     check_tensors(model, tensors, base, str(path))

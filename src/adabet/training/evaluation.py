@@ -1,8 +1,8 @@
 """Loss and metrics of a model over a loader: means over samples, not over batches."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -68,23 +68,18 @@ def sum_over(
         metrics: as for `evaluate`.
         precision: context for each forward pass, such as autocast.
     """
-    modes = [(module, module.training) for module in model.modules()]
     terms: dict[str, list[float]] = {"samples": [], "loss": []}
-    try:
+    with modes_kept(model), torch.no_grad():
         model.eval()
-        with torch.no_grad():
-            for batch in checked(loader, "validation"):
-                count = sample_count(batch)
-                with precision():
-                    value, outputs, labels = _forward(model, batch, loss)
-                terms["samples"].append(count)
-                terms["loss"].append(summed(float(value), loss, count))
-                chosen = _default_metrics(outputs, labels) if metrics is None else metrics
-                for name, metric in chosen.items():
-                    terms.setdefault(name, []).append(float(metric(logits_of(outputs), labels)) * count)
-    finally:
-        for module, training in modes:
-            module.training = training
+        for batch in checked(loader, "evaluation"):
+            count = sample_count(batch)
+            with precision():
+                value, outputs, labels = _forward(model, batch, loss)
+            terms["samples"].append(count)
+            terms["loss"].append(summed(float(value), loss, count))
+            chosen = _default_metrics(outputs, labels) if metrics is None else metrics
+            for name, metric in chosen.items():
+                terms.setdefault(name, []).append(float(metric(logits_of(outputs), labels)) * count)
     return {name: math.fsum(values) for name, values in terms.items()}
 
 
@@ -98,6 +93,17 @@ def means_of(sums: Mapping[str, float], loader_name: str) -> dict[str, float]:
     if not samples:
         raise DataError(f"expected at least one batch with a sample in it, {loader_name} gave none")
     return {name: total / samples for name, total in sums.items() if name != "samples"}
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Let the block put modules into train or eval mode; afterwards each is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _forward(model: nn.Module, batch: Any, loss: Loss | None) -> tuple[Tensor, Any, Any]:

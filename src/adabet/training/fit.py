@@ -1,8 +1,7 @@
 """`fit`: choose what trains, train it, and keep the result."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from adabet.training.batches import length_of
 from adabet.training.checkpoint import Checkpoint
 from adabet.training.config import describe, short_digest
 from adabet.training.delta import load_delta, save_delta
-from adabet.training.evaluation import Metric
+from adabet.training.evaluation import Metric, modes_kept
 from adabet.training.loop import Training
 from adabet.training.objective import loss_for
 from adabet.training.optimizer import OptimizerFactory, optimizer_factory
@@ -28,8 +27,8 @@ from adabet.training.progress import Progress
 from adabet.training.random_state import random_state_kept, seed_everything
 from adabet.training.result import FitResult
 from adabet.training.schedule import Schedule, find_schedule
-from adabet.training.start import check_loaders, check_options, note_memory, open_run, selection_of, weights_of
-from adabet.training.weights import BufferWatch, put_tensors
+from adabet.training.start import check_loaders, check_options, open_run, selection_of, start_run, weights_of
+from adabet.training.weights import BufferWatch, put_tensors, stored_tensors
 
 UNRECORDED = frozenset(
     {
@@ -79,11 +78,11 @@ def fit(
 
     A run folder holds ``config.json``, ``selection.json``, ``metrics.jsonl`` (a line per epoch),
     ``memory.json`` (what a step allocates, on a CPU or CUDA), ``checkpoint.safetensors`` (after every epoch,
-    without the frozen base), the deltas ``best.safetensors`` and ``last.safetensors`` and ``result.json``. A
-    run that was killed, or stopped by Ctrl-C (which is raised on as ``KeyboardInterrupt``), goes on after its
-    last whole epoch with ``resume=True`` and the same arguments; on a CPU it ends with the same bits as if it
-    had not stopped, as long as all that is random draws from the generators of python, numpy, torch or the
-    loaders (``persistent_workers`` keep theirs to themselves).
+    without the frozen base), the deltas ``best.safetensors`` (by ``monitor``) and ``last.safetensors`` and
+    ``result.json``. A run that was killed, or stopped by Ctrl-C (which is raised on as
+    ``KeyboardInterrupt``), goes on after its last whole epoch with ``resume=True`` and the same arguments; on
+    a CPU it ends with the same bits as if it had not stopped, as long as all that is random draws from the
+    generators of python, numpy, torch or the loaders (``persistent_workers`` keep theirs to themselves).
 
     Args:
         model: any module, with the head for the task.
@@ -112,7 +111,7 @@ def fit(
         schedule: ``"cosine"``, ``"constant"``, or ``schedule(step, steps)`` that gives the factor on the
             learning rate.
         epochs: passes over the training batches.
-        early_stop: end after so many epochs without a better one; needs ``val_loader``.
+        early_stop: end after so many epochs without a better ``monitor``; needs ``val_loader``.
         keep: which epoch's weights the model holds in the end; without validation always the last.
         micro_batch: samples in memory at once; the gradient is that of the whole batch.
         lean: keep for the backward pass only what the selection needs.
@@ -143,7 +142,14 @@ def fit(
     """
     options = {name: describe(value) for name, value in locals().items() if name not in UNRECORDED}
     rate = find_schedule(schedule)
-    check_options(epochs=epochs, early_stop=early_stop, keep=keep, validated=val_loader is not None)
+    check_options(
+        epochs=epochs,
+        early_stop=early_stop,
+        keep=keep,
+        monitor=monitor,
+        metrics=["accuracy"] if metrics is None else metrics,
+        validated=val_loader is not None,
+    )
     check_loaders(train_loader, val_loader, rate)
     make_optimizer = optimizer_factory(optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum)
     processes = Processes(accelerator, mixed_precision)
@@ -185,11 +191,11 @@ def fit(
             )
 
     model.to(processes.device)
-    processes.same_weights(model)
+    processes.take_mains(stored_tensors(model).values())
     seed_everything(seed + processes.index)
     with random_state_kept([train_loader], processes.device):
         chosen = selection_of(run, choose, processes)
-        note_memory(run, measure, processes)
+        start_run(run, options, chosen, measure, processes)
     buffers = BufferWatch.of(model)
     checkpoint = weights_of(run, model, chosen)
     with modes_kept(model), apply(model, chosen, batch_norm=batch_norm):
@@ -220,17 +226,6 @@ def fit(
     return _wind_up(training, keep="last" if val_loader is None else keep)
 
 
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Let the block put modules into train or eval mode; afterwards each is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _train(training: Training, checkpoint: Checkpoint | None) -> None:
     if checkpoint is None:
         training.save()
@@ -249,7 +244,7 @@ def _wind_up(training: Training, *, keep: Literal["best", "last"]) -> FitResult:
     model, selection, run = training.model, training.selection, training.run
     result = FitResult(
         method=selection.method,
-        layers=selection.layers,
+        layers=tuple(choice.layer for choice in selection.choices),
         trained_parameters=sum(parameter.numel() for parameter in training.parameters),
         model_parameters=sum(parameter.numel() for parameter in model.parameters()),
         monitor=training.monitored,

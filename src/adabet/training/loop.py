@@ -22,10 +22,10 @@ from adabet.training.objective import loss_for, summed
 from adabet.training.processes import Processes
 from adabet.training.progress import Progress
 from adabet.training.random_state import capture_random_state, restore_random_state
-from adabet.training.result import EpochRecord, best_record
+from adabet.training.result import EpochRecord, best_record, last_improvement
 from adabet.training.run_folder import RunFolder
 from adabet.training.schedule import Schedule, scale_learning_rates
-from adabet.training.weights import BufferWatch, base_digest, tensors_named
+from adabet.training.weights import BufferWatch, base_digest, persistent_buffers, tensors_named
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Training:
         epochs: how many in all.
         micro_batch: samples in memory at once, or None for the whole batch.
         lean: whether forward passes run in the lean mode.
-        early_stop: epochs without a better one after which to stop, or None.
+        early_stop: epochs without a better score after which to stop, or None.
         processes: device, precision and the other processes.
         run: where files go, or None.
         progress: who is told, or None.
@@ -182,7 +182,8 @@ class Training:
         self.history.append(self.processes.from_main(record))
         if self.run is None and self.val_loader is not None and self.best.epoch == number:
             self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self._moved().items()}
-        self.stopped_early = self.early_stop is not None and number - self.best.epoch >= self.early_stop
+        stale = number - last_improvement(tuple(self.history), self.monitored)
+        self.stopped_early = self.early_stop is not None and stale >= self.early_stop
         self.save()
         if self.progress is not None:
             self.progress.epoch(self.history[-1])
@@ -193,6 +194,7 @@ class Training:
         sums = {"samples": 0.0, "loss": 0.0}
         done = (epoch - 1) * (self._steps or 0)
         for step, batch in enumerate(self._training_batches(epoch), start=1):
+            # Without a length the rate is constant, and asks for no total.
             total = self.epochs * (self._steps or step)
             scale_learning_rates(self.optimizer, self.schedule(done + step - 1, total))
             value = self._step(batch, epoch, step)
@@ -239,6 +241,8 @@ class Training:
     def _validate(self, epoch: int) -> dict[str, float]:
         if self.val_loader is None:
             return {}
+        # Batch-norms that train have seen other batches in each process.
+        self.processes.take_mains(persistent_buffers(self.model).values())
         sums = sum_over(
             self.model,
             self.val_loader,

@@ -1,7 +1,6 @@
 """Optimizers by name; the paper's is SGD with decoupled weight decay."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -86,13 +85,19 @@ def optimizer_factory(
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
         if not 0 <= value < float("inf"):
             raise OptionError(f"expected {name} to be a number from 0 up, got {value!r}")
-    # The multi-tensor default of torch's Adam holds temporaries as large as all parameters together.
-    factories: dict[str, OptimizerFactory] = {
-        "sgdw": partial(SGDW, lr=lr, momentum=momentum, weight_decay=weight_decay),
-        "sgd": partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=weight_decay),
-        "adam": partial(torch.optim.Adam, lr=lr, weight_decay=weight_decay, foreach=False),
-        "adamw": partial(torch.optim.AdamW, lr=lr, weight_decay=weight_decay, foreach=False),
+    kinds: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
+        "sgdw": (SGDW, {"momentum": momentum}),
+        "sgd": (torch.optim.SGD, {"momentum": momentum}),
+        # The multi-tensor default of torch's Adam holds temporaries as large as all parameters together.
+        "adam": (torch.optim.Adam, {"foreach": False}),
+        "adamw": (torch.optim.AdamW, {"foreach": False}),
     }
-    if optimizer not in factories:
-        raise UnknownNameError("optimizer", optimizer, factories)
-    return factories[optimizer]
+    if optimizer not in kinds:
+        raise UnknownNameError("optimizer", optimizer, kinds)
+    kind, options = kinds[optimizer]
+
+    def make(parameters: Sequence[Tensor]) -> Optimizer:
+        return kind(parameters, lr=lr, weight_decay=weight_decay, **options)
+
+    make.__name__ = optimizer
+    return make

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from adabet.errors import CheckpointError
+from adabet.errors import CheckpointError, OptionError
 from adabet.records import read_record, write_record
 from adabet.sizes import format_size
 
@@ -59,10 +59,17 @@ class EpochRecord:
         return cls(**{name: values[name] for name in plain}, val_metrics=metrics)
 
     def score(self, monitor: str) -> float:
-        """What "best" compares, larger is better: a validation metric, or minus the loss for ``"loss"``."""
-        if monitor != "loss":
-            return self.val_metrics[monitor]
-        return -(self.train_loss if self.val_loss is None else self.val_loss)
+        """What "best" compares, larger is better: a validation metric, or minus the loss for ``"loss"``.
+
+        Raises:
+            OptionError: if there is no such metric.
+        """
+        if monitor == "loss":
+            return -(self.train_loss if self.val_loss is None else self.val_loss)
+        if monitor not in self.val_metrics:
+            known = ", ".join(["loss", *self.val_metrics])
+            raise OptionError(f"expected monitor to be one of {known}; got {monitor!r}")
+        return self.val_metrics[monitor]
 
 
 def best_record(history: tuple[EpochRecord, ...], monitor: str) -> EpochRecord:
@@ -74,13 +81,18 @@ def best_record(history: tuple[EpochRecord, ...], monitor: str) -> EpochRecord:
     return max(history, key=rank)
 
 
+def last_improvement(history: tuple[EpochRecord, ...], monitor: str) -> int:
+    """The epoch at which the score last rose above all before; a lower loss at the same score is no rise."""
+    return max(history, key=lambda record: (record.score(monitor), -record.epoch)).epoch
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What `adabet.fit` did.
 
     Attributes:
         method: what chose the layers.
-        layers: names of the layers that trained, head included.
+        layers: names of the layers that trained, the head included.
         trained_parameters: number of elements that trained.
         model_parameters: number of elements of the whole model.
         monitor: what "best" means: a validation metric, or ``"loss"``.
@@ -142,7 +154,8 @@ class FitResult:
         if self.last != self.best:
             lines.append(f"last {_summary(self.last)}")
         if self.stopped_early:
-            lines.append(f"stopped early: {self.monitor} did not improve after epoch {self.best.epoch}")
+            epoch = last_improvement(self.history, self.monitor)
+            lines.append(f"stopped early: {self.monitor} did not improve after epoch {epoch}")
         if self.peak_memory is not None:
             lines.append(f"peak memory {format_size(self.peak_memory)}")
         if self.run_dir is not None:

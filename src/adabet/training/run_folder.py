@@ -40,27 +40,15 @@ class RunFolder:
         self.result = path / "result.json"
 
     @classmethod
-    def start(cls, path: Path, options: Mapping[str, Any], environment: Mapping[str, Any]) -> "RunFolder":
-        """Make a folder for a new run; an existing one is used unless it holds a file of a run.
-
-        Args:
-            path: the folder.
-            options: what a resumed run has to agree with.
-            environment: what is only noted, such as versions.
+    def free(cls, path: Path) -> "RunFolder":
+        """A folder for a new run, which need not exist yet; nothing is written before `start`.
 
         Raises:
-            RunError: if the folder holds a run.
-            StorageError: if it cannot be made or written to.
+            RunError: if it holds a file of a run.
         """
         run = cls(path)
         if any(file.exists() for file in run.files):
             raise RunError(f"{path} already holds a run: resume it, or choose another folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"could not make the run folder {path}: {error.strerror}") from error
-        config = {"options": dict(options), "environment": dict(environment)}
-        write_text(run.config, write_record(KIND, config) + "\n")
         return run
 
     @classmethod
@@ -88,6 +76,30 @@ class RunFolder:
             )
         remove_temporary_files(path)
         return run
+
+    def start(
+        self, options: Mapping[str, Any], environment: Mapping[str, Any], *, selection: str, memory: str | None
+    ) -> None:
+        """Make the folder and write what is known before the first step, unless it is there already.
+
+        Args:
+            options: what a resumed run has to agree with.
+            environment: what is only noted, such as versions.
+            selection: what trains, JSON.
+            memory: what a training step allocates, JSON, or None if unknown.
+
+        Raises:
+            StorageError: if the folder cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"could not make the run folder {self.path}: {error.strerror}") from error
+        config = write_record(KIND, {"options": dict(options), "environment": dict(environment)})
+        # The config comes first: with it, a run that is killed here can be resumed.
+        for file, text in ((self.config, config), (self.selection, selection), (self.memory, memory)):
+            if text is not None and not file.exists():
+                write_text(file, text + "\n")
 
     @property
     def files(self) -> tuple[Path, ...]:

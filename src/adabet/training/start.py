@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from adabet.errors import CheckpointError, DataError, OptionError
-from adabet.files import write_text
 from adabet.memory import MemoryReport
 from adabet.selection import Selection
 from adabet.training.batches import length_of
@@ -19,7 +18,9 @@ from adabet.training.schedule import Schedule, constant
 from adabet.training.weights import check_tensors, put_tensors, tensors_named
 
 
-def check_options(*, epochs: int, early_stop: int | None, keep: str, validated: bool) -> None:
+def check_options(
+    *, epochs: int, early_stop: int | None, keep: str, monitor: str | None, metrics: Iterable[str], validated: bool
+) -> None:
     """Refuse options that make no sense.
 
     Raises:
@@ -31,6 +32,9 @@ def check_options(*, epochs: int, early_stop: int | None, keep: str, validated: 
         raise OptionError(f"expected early_stop of at least 1 epoch, with a val_loader; got {early_stop}")
     if keep not in ("best", "last"):
         raise OptionError(f"expected keep to be 'best' or 'last', got {keep!r}")
+    scores = ["loss", *(metrics if validated else ())]
+    if monitor is not None and monitor not in scores:
+        raise OptionError(f"expected monitor to be one of {', '.join(scores)}; got {monitor!r}")
 
 
 def check_loaders(train_loader: Iterable[Any], val_loader: Iterable[Any] | None, schedule: Schedule) -> None:
@@ -52,11 +56,11 @@ def check_loaders(train_loader: Iterable[Any], val_loader: Iterable[Any] | None,
 def open_run(
     run_dir: Path | None, options: Mapping[str, Any], processes: Processes, *, resume: bool
 ) -> RunFolder | None:
-    """The run folder, made or checked by the main process; all processes have to see the same folder.
+    """The run folder, checked by the main process; all processes have to see the same folder.
 
     Raises:
         OptionError: if there is nothing to resume since no folder was given.
-        RunError: see `RunFolder.start` and `RunFolder.resume`.
+        RunError: see `RunFolder.free` and `RunFolder.resume`.
     """
     if run_dir is None:
         if resume:
@@ -66,7 +70,7 @@ def open_run(
         if resume:
             RunFolder.resume(run_dir, options)
         else:
-            RunFolder.start(run_dir, options, environment(processes.device))
+            RunFolder.free(run_dir)
     processes.wait()
     return RunFolder(run_dir)
 
@@ -79,17 +83,21 @@ def selection_of(run: RunFolder | None, choose: Callable[[], Selection], process
             text = run.selection.read_text(encoding="utf-8")
         else:
             text = choose().to_json()
-            if run is not None:
-                write_text(run.selection, text + "\n")
     return Selection.from_json(processes.from_main(text))
 
 
-def note_memory(run: RunFolder | None, measure: Callable[[], MemoryReport], processes: Processes) -> None:
-    """Write what a training step allocates into the run folder, once, where torch can tell."""
-    if run is None or run.memory.is_file() or processes.device.type not in ("cpu", "cuda"):
-        return
-    if processes.main:
-        write_text(run.memory, measure().to_json() + "\n")
+def start_run(
+    run: RunFolder | None,
+    options: Mapping[str, Any],
+    selection: Selection,
+    measure: Callable[[], MemoryReport],
+    processes: Processes,
+) -> None:
+    """Measure what a step allocates, where torch can tell, and write the run's first files."""
+    if run is not None and processes.main:
+        known = run.memory.is_file() or processes.device.type not in ("cpu", "cuda")
+        memory = None if known else measure().to_json()
+        run.start(options, environment(processes.device), selection=selection.to_json(), memory=memory)
     processes.wait()
 
 

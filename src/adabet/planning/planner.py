@@ -1,0 +1,366 @@
+"""Find the best selection that fits a memory budget, and the cheapest way to train it."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from adabet.errors import BudgetError, DataError, OptionError
+from adabet.layers import inputs_of, sample_count, take_samples
+from adabet.lean.recompute import repeated_blocks
+from adabet.memory import MemoryReport, measure_memory
+from adabet.methods import rank
+from adabet.methods.registry import find_method
+from adabet.planning.bytes_by_layer import saved_bytes
+from adabet.planning.knapsack import best_set
+from adabet.planning.plan import Plan
+from adabet.ranking import RankedLayer, Ranking
+from adabet.selection import Choice, Selection
+from adabet.sizes import format_size, parse_size
+from adabet.step import Loss
+
+FIRST_SHARE = 0.7
+"""Share of the budget that the first trial aims at; what it shows corrects the prediction for the next."""
+
+LAST_SHARE = 0.985
+"""Share that later trials aim at: allocators round, and predictions are not exact."""
+
+TRIALS = 6
+"""Trials of selections before the best one so far is taken."""
+
+OVERHEAD = 1.25
+"""How much more than predicted a first trial may take without going over the budget."""
+
+
+def plan(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    memory: str | float,
+    method: str = "adabet",
+    layer_ratio: float = 1.0,
+    optimizer: str = "sgd momentum",
+    loss: Loss | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Plan:
+    """The best selection that trains within a memory budget, and the cheapest way to train it.
+
+    Everything counts: weights, the batch, gradients, optimizer state, saved activations and workspace. Layers are worth
+    their score (for AdaBet the Betti number) and cost what they add under lean: gradient, optimizer state, what they keep
+    of their input, and how much further back the backward pass has to reach. The set with the largest score is
+    found exactly for these costs, tried with a real step, and corrected by what that took. First the micro-batch gives
+    way, then blocks are recomputed if that buys a larger score, then layers are left out.
+
+    Planning starts from one sample and the head alone and only goes up, so that it stays within the budget itself.
+
+    Args:
+        model: any module; left as it was.
+        batches: labelled batches as in training; the first one is tried, and the method looks at them.
+        memory: the budget: bytes, or text such as ``"200MB"``.
+        method: who scores the layers.
+        layer_ratio: share of the layers that may train at most.
+        optimizer: see `measure_memory`.
+        loss: see `measure_memory`.
+        seed: of the method.
+        options: of the method, see `rank`.
+
+    Returns:
+        A plan that was measured to fit.
+
+    Raises:
+        BudgetError: if not even the head fits with one sample at a time; names the smallest budget that works.
+        OptionError: if the budget is no size, or the ratio is outside its range.
+        DataError: if there is no batch.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+        >>> batches = [(torch.randn(8, 64), torch.zeros(8, dtype=torch.long))] * 5
+        >>> found = plan(model, batches, memory="1MB", head="4")
+        >>> found.measured <= found.budget, len(found.selection.layers)
+        (True, 2)
+    """
+    budget = parse_size(memory)
+    if not 0 <= layer_ratio <= 1:
+        raise OptionError(f"expected a layer_ratio from 0 to 1, got {layer_ratio}")
+    held = list(_first(batches, samples=options.get("samples", 40)))
+    trials = _Trials(model, held[0], budget, optimizer, loss)
+    head = rank(model, held, method="head", **_shared(options)).select()
+    base = trials.run(head, micro_batch=1)
+    if base.training.total > budget:
+        raise BudgetError(
+            f"{format_size(budget)} is too little: training the head of {type(model).__name__} alone takes "
+            f"{format_size(_rounded_up(base.training.total))} with one sample at a time; give at least that"
+        )
+    ranking = rank(model, held, method=method, seed=seed, **_within(budget, base, method, options))
+    search = _Search(trials, ranking, head, base, layer_ratio)
+    best = search.best(recompute=False)
+    if len(best.selection.layers) < ranking.count(layer_ratio) and repeated_blocks(model):
+        again = search.best(recompute=True)
+        best = again if search.worth(again.selection) > 1.02 * search.worth(best.selection) else best
+    best = search.widen(best)
+    return Plan(
+        selection=replace(best.selection, options={**best.selection.options, "budget": budget}),
+        micro_batch=best.micro_batch,
+        batch_size=trials.batch_size,
+        recompute=best.recompute,
+        budget=budget,
+        predicted=round(best.predicted),
+        measured=best.measured,
+        optimizer=optimizer,
+        full=round(search.everything()),
+        notes=search.notes(best),
+        options={"method": method, "layer_ratio": layer_ratio, "seed": seed},
+    )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A selection and a way to train it, tried."""
+
+    selection: Selection
+    micro_batch: int
+    recompute: bool
+    predicted: float
+    measured: int
+
+
+class _Trials:
+    """Steps that are really taken, and what they took."""
+
+    def __init__(self, model: nn.Module, batch: Any, budget: int, optimizer: str, loss: Loss | None) -> None:
+        self.model, self.batch, self.budget = model, batch, budget
+        self.optimizer, self.loss = optimizer, loss
+        self.batch_size = sample_count(inputs_of(batch))
+        self.largest = 0
+
+    def run(self, selection: Selection, *, micro_batch: int, recompute: bool = False) -> MemoryReport:
+        """One step over two slices: the second has the gradient of the first beside it, as any later one has."""
+        samples = min(self.batch_size, 2 * micro_batch)
+        part = self.batch if samples == self.batch_size else take_samples(self.batch, 0, samples)
+        report = measure_memory(
+            self.model,
+            part,
+            selection,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            micro_batch=micro_batch,
+            recompute=recompute,
+            inference=False,
+        )
+        rest = report.training.inputs * (self.batch_size - samples) // samples
+        report = replace(report, training=replace(report.training, inputs=report.training.inputs + rest))
+        self.largest = max(self.largest, report.training.total)
+        return report
+
+
+class _Search:
+    """Solves for the best set, tries it, corrects the prediction, and solves again."""
+
+    def __init__(
+        self, trials: _Trials, ranking: Ranking, head: Selection, base: MemoryReport, layer_ratio: float
+    ) -> None:
+        self.trials, self.ranking, self.head = trials, ranking, head
+        best = {ranked.layer.name for ranked in ranking.order[: ranking.count(layer_ratio)]}
+        self.layers = [ranked for ranked in ranking.layers if ranked.layer.name in best]
+        self.limited = layer_ratio < 1
+        # a layer without a single loop is still worth more than nothing, if there is room
+        smallest = min((ranked.score for ranked in self.layers if ranked.score > 0), default=1.0)
+        self.scores = [max(ranked.score, 0.01 * smallest) for ranked in self.layers]
+        self.base = base
+        self.state = base.training.optimizer / max(1, base.training.gradients)
+        sample = take_samples(inputs_of(trials.batch), 0, 1)
+        self.all = saved_bytes(trials.model, self._selection(range(len(self.layers))), sample)
+        self.first = saved_bytes(trials.model, self._selection([0]), sample)
+        self.resting = saved_bytes(trials.model, head, sample).total
+
+    def worth(self, selection: Selection) -> float:
+        """Sum of the scores of what is selected."""
+        chosen = set(selection.layers)
+        return sum(score for score, ranked in zip(self.scores, self.layers, strict=True) if ranked.layer.name in chosen)
+
+    def everything(self) -> float:
+        """Bytes that training every layer with the whole batch at once is expected to take."""
+        return self._predict(range(len(self.layers)), self.trials.batch_size, 1.0)
+
+    def best(self, *, recompute: bool) -> _Candidate:
+        """The best set of layers with one sample at a time."""
+        budget = self.trials.budget
+        best = _Candidate(self.head, 1, False, self.base.training.total, self.base.training.total)
+        correction, share, tried = 1.0, FIRST_SHARE, set[tuple[int, ...]]()
+        for _ in range(TRIALS):
+            chosen = self._solve(share * budget, correction)
+            if not chosen or chosen in tried:
+                if share == LAST_SHARE:
+                    break
+                share = LAST_SHARE
+                continue
+            tried.add(chosen)
+            selection = self._selection(chosen)
+            report = self.trials.run(selection, micro_batch=1, recompute=recompute)
+            measured = report.training.total
+            if measured <= budget and self.worth(selection) > self.worth(best.selection):
+                best = _Candidate(selection, 1, recompute, self._predict(chosen, 1, correction), measured)
+            known = self._known(chosen)
+            correction = max(0.05, (measured - known) / max(1.0, self._varying(chosen, 1)))
+            share = LAST_SHARE
+        return best
+
+    def widen(self, best: _Candidate) -> _Candidate:
+        """The largest micro-batch that the selection can be trained with; without recomputation if possible."""
+        ways = [False, True] if best.recompute else [False]
+        for recompute in ways:
+            widest = self._widest(best, recompute)
+            if widest is not None:
+                return widest
+        return best
+
+    def _widest(self, best: _Candidate, recompute: bool) -> _Candidate | None:
+        """Double the micro-batch as long as the line through the last two measurements stays below the budget."""
+        budget, size = self.trials.budget, self.trials.batch_size
+        found: _Candidate | None = best if best.recompute == recompute else None
+        points = [(1, best.measured)] if found else []
+        slope = self._varying(self._indices(best.selection), 1)
+        if not points and self._predict(self._indices(best.selection), 1, OVERHEAD) > budget:
+            return None
+        for micro_batch in dict.fromkeys([*(2**power for power in range(size.bit_length())), size]):
+            if points and micro_batch <= points[-1][0]:
+                continue
+            if points and points[-1][1] + slope * (micro_batch - points[-1][0]) > LAST_SHARE * budget:
+                return self._between(found, points, slope, recompute)
+            measured = self.trials.run(best.selection, micro_batch=micro_batch, recompute=recompute).training.total
+            if measured > budget:
+                return found
+            if points:
+                slope = (measured - points[-1][1]) / (micro_batch - points[-1][0])
+            points.append((micro_batch, measured))
+            found = replace(best, micro_batch=micro_batch, recompute=recompute, predicted=measured, measured=measured)
+        return found
+
+    def _between(
+        self, found: _Candidate | None, points: list[tuple[int, int]], slope: float, recompute: bool
+    ) -> _Candidate | None:
+        """A micro-batch between the last power of two that fits and the next that does not."""
+        if found is None or slope <= 0:
+            return found
+        room = (LAST_SHARE * self.trials.budget - points[-1][1]) / slope
+        micro_batch = points[-1][0] + math.floor(room)
+        if micro_batch <= points[-1][0] or micro_batch >= self.trials.batch_size:
+            return found
+        measured = self.trials.run(found.selection, micro_batch=micro_batch, recompute=recompute).training.total
+        if measured > self.trials.budget:
+            return found
+        return replace(found, micro_batch=micro_batch, predicted=points[-1][1] + slope * room, measured=measured)
+
+    def notes(self, best: _Candidate) -> tuple[str, ...]:
+        """What was bought and what was given up."""
+        full = self.everything()
+        notes = [f"training everything with {self.trials.batch_size} samples at once would take {format_size(full)}"]
+        if best.micro_batch < self.trials.batch_size:
+            notes.append(f"{math.ceil(self.trials.batch_size / best.micro_batch)} passes a step, to the same gradient")
+        if best.recompute:
+            notes.append("blocks run twice: about a third more time a step")
+        left = len(self.layers) - len(best.selection.layers)
+        if left:
+            share = self.worth(best.selection) / sum(self.scores)
+            notes.append(f"{left} layers stay frozen; those that train hold {share:.0%} of the score")
+        return tuple(notes)
+
+    def _solve(self, budget: float, correction: float) -> tuple[int, ...]:
+        """The best set by the predicted costs."""
+        known = self._known(())
+        costs = [
+            self._bytes_of(ranked)
+            + correction * max(0, self.all.within(ranked.layer) - self.first.within(ranked.layer))
+            for ranked in self.layers
+        ]
+        reach = [correction * max(0, self.first.since(ranked.layer) - self.resting) for ranked in self.layers]
+        room = budget - known - correction * self._varying((), 1)
+        return best_set(self.scores, costs, reach, room)
+
+    def _predict(self, chosen: Iterable[int], micro_batch: int, correction: float) -> float:
+        chosen = list(chosen)
+        return self._known(chosen) + correction * self._varying(chosen, micro_batch)
+
+    def _known(self, chosen: Iterable[int]) -> float:
+        """Bytes that do not depend on the micro-batch: weights, inputs, gradients, optimizer state."""
+        base = self.base.training
+        own = sum(self._bytes_of(self.layers[index]) for index in chosen)
+        return base.weights + base.inputs + base.gradients + base.optimizer + own
+
+    def _varying(self, chosen: Iterable[int], micro_batch: int) -> float:
+        """Bytes of activations: saved ones, and the workspace of the base, for each sample."""
+        chosen = list(chosen)
+        base = self.base.training
+        saved = float(base.saved + base.workspace)
+        if chosen:
+            saved += max(0, self.first.since(self.layers[chosen[0]].layer) - self.resting)
+            saved += sum(
+                max(0, self.all.within(self.layers[index].layer) - self.first.within(self.layers[index].layer))
+                for index in chosen
+            )
+        return saved * micro_batch
+
+    def _bytes_of(self, ranked: RankedLayer) -> float:
+        """Gradient and optimizer state of a layer."""
+        return ranked.layer.parameter_count * 4 * (1 + self.state)
+
+    def _selection(self, indices: Iterable[int]) -> Selection:
+        choices = tuple(Choice.of(self.layers[index].layer) for index in indices)
+        return replace(
+            self.head,
+            method=self.ranking.method,
+            choices=choices + self.head.choices,
+            options=self.ranking.options,
+        )
+
+    def _indices(self, selection: Selection) -> tuple[int, ...]:
+        chosen = set(selection.layers)
+        return tuple(index for index, ranked in enumerate(self.layers) if ranked.layer.name in chosen)
+
+
+def _first(batches: Iterable[Any], *, samples: int) -> Iterable[Any]:
+    """Batches from the front that hold so many samples.
+
+    Raises:
+        DataError: if there is none.
+    """
+    count = 0
+    for batch in batches:
+        yield batch
+        count += sample_count(inputs_of(batch))
+        if count >= samples:
+            return
+    if count == 0:
+        raise DataError("expected batches to plan with, the loader is empty")
+
+
+def _shared(options: dict[str, Any]) -> dict[str, Any]:
+    """Of a method's options those that every method takes."""
+    return {name: value for name, value in options.items() if name not in find_method("adabet").options}
+
+
+def _within(budget: int, base: MemoryReport, method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options that keep the method's own forward passes within the budget, unless the user has decided.
+
+    A forward pass of one sample takes no more than the head's step did. If all samples do not fit at once, AdaBet takes
+    sketches from as many at a time as do.
+    """
+    own = find_method(method).options
+    if "samples_in_memory" not in own or options.get("sketch") or options.get("samples_in_memory"):
+        return options
+    room = budget - base.training.weights - base.training.inputs
+    each = max(1, base.training.saved + base.training.workspace)
+    samples = options.get("samples", 40)
+    if room // each >= samples:
+        return options
+    return {**options, "sketch": 256, "slice_size": max(1, min(8, room // (2 * each)))}
+
+
+def _rounded_up(size: int) -> int:
+    """Bytes rounded up to what `format_size` can show, so that the figure in a message works as a budget."""
+    digits = max(0, len(str(size)) - 3)
+    return -(-size // 10**digits) * 10**digits

@@ -9,7 +9,7 @@ from adabet.errors import DataError
 
 from .making import write_image
 
-RED, GREEN = (250, 10, 10), (10, 240, 10)
+RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 
 def two_colours(mode="RGB", size=(8, 4)):
@@ -89,8 +89,8 @@ def test_the_cameras_orientation_is_applied(tmp_path, orientation):
     stored.save(tmp_path / "photo.jpg", exif=exif, quality=95)
     image = read_image(tmp_path / "photo.jpg")
     assert image.size == (64, 32)
-    assert np.abs(pixel(image, 8, 16) - RED).max() < 12
-    assert np.abs(pixel(image, 56, 16) - GREEN).max() < 12
+    assert np.abs(pixel(image, 8, 16) - RED).max() < 16
+    assert np.abs(pixel(image, 56, 16) - GREEN).max() < 16
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):

@@ -44,7 +44,7 @@ def test_evaluation_is_timms(case, image):
     torch.testing.assert_close(ours, reference(IMAGES[image]), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vgg11", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5"])
 def test_evaluation_is_torchvisions(name):
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     config = load_model(f"torchvision/{name}").data_config

@@ -47,9 +47,7 @@ def test_without_pretraining_the_seed_decides():
 
 def test_network_has_the_layers_and_parameters_that_it_says():
     model = demo_model()
-    layers = [
-        module for module in model.modules() if next(module.parameters(recurse=False), None) is not None
-    ]
+    layers = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
     assert len(layers) == 25
     assert sum(parameter.numel() for parameter in model.parameters()) == 67_978
 

@@ -290,18 +290,16 @@ class TestOddities:
 
 
 class TestAttention:
-    def test_of_torch_with_either_layout(self):
-        for batch_first in (True, False):
-            encoder = nn.TransformerEncoderLayer(12, 3, 20, batch_first=batch_first)
-            model = nn.Sequential(nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False), nn.Linear(12, 2))
-            shape = (1, 7, 12) if batch_first else (7, 1, 12)
-            layers = find_layers(
-                model, torch.zeros(shape), head="1", forward=lambda model, _: model(torch.zeros(shape))
-            )  # noqa: B023
-            attention = [layer for layer in layers if layer.kind == "attention"]
-            assert [layer.name for layer in attention] == ["0.layers.0.self_attn", "0.layers.1.self_attn"]
-            assert {layer.output_shape for layer in attention} == {shape}
-            assert {layer.macs for layer in attention} == {7 * 4 * 12 * 12 + 2 * 7 * 7 * 12}
+    @pytest.mark.parametrize("batch_first", [True, False])
+    def test_of_torch_with_either_layout(self, batch_first):
+        encoder = nn.TransformerEncoderLayer(12, 3, 20, batch_first=batch_first)
+        model = nn.Sequential(nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False), nn.Linear(12, 2))
+        shape = (1, 7, 12) if batch_first else (7, 1, 12)
+        layers = find_layers(model, torch.zeros(1), head="1", forward=lambda model, _: model(torch.zeros(shape)))
+        attention = [layer for layer in layers if layer.kind == "attention"]
+        assert [layer.name for layer in attention] == ["0.layers.0.self_attn", "0.layers.1.self_attn"]
+        assert {layer.output_shape for layer in attention} == {shape}
+        assert {layer.macs for layer in attention} == {7 * 4 * 12 * 12 + 2 * 7 * 7 * 12}
 
     def test_structure_alone_is_enough(self):
         class Mixer(nn.Module):

@@ -115,7 +115,9 @@ def test_categories_counted_by_hand() -> None:
     weights = FLOAT * (100 * 50 + 50 + 50 * 10 + 10)
     assert report.training.weights == weights
     assert report.training.inputs == SAMPLES * 100 * FLOAT + SAMPLES * 8
-    assert report.training.optimizer == weights
+    # At the peak, when the optimizer steps, gradients are whole and activations are gone.
+    assert report.training.gradients == report.training.optimizer == weights
+    assert report.training.saved == 0
     # ReLU's result, which the second layer saves too; the log-softmax; and the loss's weight, a scalar.
     assert report.layers == {"1": SAMPLES * 50 * FLOAT, "(loss)": SAMPLES * 10 * FLOAT + FLOAT}
     assert report.saved == sum(report.layers.values())
@@ -264,8 +266,9 @@ class Restless(nn.Module):
 
 
 @pytest.mark.parametrize("failure", [None, "loss", "optimizer"])
+@pytest.mark.parametrize("chosen", [False, True], ids=["as it stands", "selection"])
 @pytest.mark.parametrize("lean", [True, False])
-def test_nothing_of_the_users_changes(lean: bool, failure: str | None) -> None:
+def test_nothing_of_the_users_changes(lean: bool, chosen: bool, failure: str | None) -> None:
     torch.manual_seed(0)
     model = Restless()
     model.inner[0][0].weight.data = model.inner[0][0].weight.to(memory_format=torch.channels_last)
@@ -282,6 +285,7 @@ def test_nothing_of_the_users_changes(lean: bool, failure: str | None) -> None:
     def fail(outputs: Tensor, labels: Tensor) -> Tensor:
         raise FloatingPointError
 
+    selection = adabet.select("head", model, [batch], head="inner.6") if chosen else None
     before = fingerprint(model)
     options: dict[str, Any] = {
         None: {},
@@ -290,9 +294,9 @@ def test_nothing_of_the_users_changes(lean: bool, failure: str | None) -> None:
     }[failure]
     if failure:
         with pytest.raises(FloatingPointError):
-            measure_memory(model, batch, lean=lean, **options)
+            measure_memory(model, batch, selection, lean=lean, **options)
     else:
-        report = measure_memory(model, batch, lean=lean)
+        report = measure_memory(model, batch, selection, lean=lean)
         assert report.training.resident is not None
     assert fingerprint(model) == before
 

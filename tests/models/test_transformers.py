@@ -39,9 +39,7 @@ def test_a_folder_with_its_head(vit):
 def test_another_number_of_classes_leaves_out_the_head_alone(vit, capfd):
     loaded = load_model(f"hf/{vit}", num_classes=7)
     state = saved(vit)
-    differing = {
-        key for key, tensor in loaded.model.state_dict().items() if not torch.equal(tensor, state[key])
-    }
+    differing = {key for key, tensor in loaded.model.state_dict().items() if not torch.equal(tensor, state[key])}
     assert differing == {"classifier.weight", "classifier.bias"}
     assert loaded.model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 7)
     assert loaded.notes == ("the weights' head was left out: the model's is new",)

@@ -26,6 +26,16 @@ def test_a_short_last_batch_counts_by_its_samples():
     assert measured["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item(), rel=1e-15)
 
 
+def test_slices_of_batches_give_the_same_means():
+    model, loader, seen = make_net(), DataLoader(make_data(21), 8), []
+    model.head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    whole_batches = evaluate(model, loader)
+    seen.clear()
+    sliced = evaluate(model, loader, micro_batch=3)
+    assert seen == [3, 3, 2, 3, 3, 2, 3, 2]
+    assert sliced == pytest.approx(whole_batches, rel=1e-6)
+
+
 def test_the_model_is_left_as_it_was():
     model = make_net().train()
     model.norm1.eval()

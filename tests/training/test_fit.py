@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from adabet.errors import DataError, LayerError, OptionError, SelectionError, StorageError, TrainingError
 from adabet.memory import MemoryReport
 from adabet.methods import select
+from adabet.planning import Plan
 from adabet.selection import Selection
 from adabet.training import EpochRecord, FitResult, evaluate, fit, load_delta
 from adabet.training.optimizer import SGDW
@@ -199,6 +200,24 @@ def test_slices_of_a_batch_give_the_whole_batchs_step():
         finals.append(weights_of(model))
     for name in finals[0]:
         torch.testing.assert_close(finals[0][name], finals[1][name])
+
+
+def test_a_plan_says_how_to_train():
+    seen = []
+    model = make_net()
+    model.drop.p = 0.0
+    plain, loaders = make_net(), make_loaders()
+    plain.drop.p = 0.0
+    selection = choose_last(model)
+    plan = Plan(selection, 3, 8, False, 10**6, 1, 1, "sgd momentum", 10**6)
+    handle = model.head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    fit(model, *loaders, plan, lr=0.05, epochs=1)
+    handle.remove()
+    assert max(seen) == 3
+    fit(plain, *make_loaders(), selection, lr=0.05, epochs=1, micro_batch=3)
+    assert same(weights_of(model), weights_of(plain))
+    with pytest.raises(OptionError, match="expected a plan without micro_batch, recompute and lean"):
+        fit(model, *loaders, plan, micro_batch=2)
 
 
 def test_lean_and_stock_autograd_train_alike():

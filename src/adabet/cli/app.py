@@ -48,9 +48,9 @@ def _root() -> None:
 
 def _register() -> None:
     """Enter the commands, in the order that the help shows."""
-    from adabet.cli import demo, methods, rank, tune
+    from adabet.cli import demo, memory, methods, plan, rank, tune
 
-    for module in (demo, rank, tune, methods):
+    for module in (demo, rank, plan, tune, memory, methods):
         app.command(epilog=module.EXAMPLE)(module.command)
 
 

@@ -5,13 +5,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adabet.cli.show import bar, note
+from adabet.cli.show import bar, err, note
 from adabet.errors import ModelError, OptionError
 from adabet.models import DataConfig, LoadedModel
+
+if TYPE_CHECKING:
+    from adabet.data import DataSplits, LeftOut
 
 Model = Annotated[
     str,
@@ -98,6 +101,7 @@ def image_batches(data: str, config: DataConfig, *, samples: int, seed: int) -> 
     from adabet.data import load_data, transforms, unlabelled_batches
 
     transform = transforms(config, train=False)
+    left_out: Sequence[LeftOut]
     if Path(data).is_dir():
         batches, left_out = unlabelled_batches(
             Path(data), transform, samples=samples, channels=config.input_size[0], seed=seed
@@ -114,6 +118,23 @@ def image_batches(data: str, config: DataConfig, *, samples: int, seed: int) -> 
     for image in left_out:
         note(f"{image.path} cannot be read and was left out: {image.reason}")
     return batches
+
+
+def labelled_splits(data: str, config: DataConfig, *, seed: int, max_train: int | None = None) -> "DataSplits":
+    """A dataset in its splits, every image read once; says what is in it on standard error."""
+    from adabet.data import load_data, transforms
+
+    with bar("reading images") as progress:
+        splits = load_data(
+            data,
+            transform_train=transforms(config, train=True),
+            transform_eval=transforms(config, train=False),
+            seed=seed,
+            max_train=max_train,
+            progress=progress,
+        )
+    err.print(str(splits.report), soft_wrap=True)
+    return splits
 
 
 @contextmanager

@@ -16,13 +16,21 @@ EXAMPLE = (
     "--epochs 5 --lr 0.01`"
 )
 
+PLANNED_OPTIMIZERS = {"sgdw": "sgd momentum", "sgd": "sgd momentum"}
+"""What `plan` calls optimizers whose state is alike."""
+
 
 def command(
     model: setup.Model,
     data: setup.Data,
     *,
     method: setup.MethodName = "adabet",
-    layer_ratio: setup.LayerRatio = 0.1,
+    layer_ratio: Annotated[
+        float | None, typer.Option(help="Share of the layers to choose; default 0.1, with --memory as many as fit.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget for a step at its peak, everything counted, such as 200MB.")
+    ] = None,
     channel_ratio: setup.ChannelRatio = 1.0,
     axis: setup.Axis = "out",
     samples: setup.Samples = 40,
@@ -53,10 +61,10 @@ def command(
     as_json: setup.Json = False,
 ) -> None:
     """Adapt a model to images: choose the layers, train them, test, and keep the delta."""
-    from adabet.data import load_data, transforms
     from adabet.files import write_text
     from adabet.methods import select
     from adabet.models import load_model, new_head
+    from adabet.planning import Plan, plan
     from adabet.selection import Selection
     from adabet.training import TerminalProgress, evaluate, fit
 
@@ -73,42 +81,46 @@ def command(
         **setup.model_arguments(model_arg),
     )
     config = setup.image_config(loaded)
-    with bar("reading images") as progress:
-        splits = load_data(
-            data,
-            transform_train=transforms(config, train=True),
-            transform_eval=transforms(config, train=False),
-            seed=seed,
-            max_train=max_train,
-            progress=progress,
-        )
-    err.print(str(splits.report), soft_wrap=True)
+    splits = setup.labelled_splits(data, config, seed=seed, max_train=max_train)
     torch.manual_seed(seed)
     new_head(loaded.model, len(splits.classes))
-    with setup.notes_for_warnings(), bar("forward passes") as progress:
+    loaders = splits.loaders(batch_size=batch_size, seed=seed)
+    chosen: Selection | Plan
+    with setup.notes_for_warnings(), bar("choosing") as progress:
         if selection_file is not None:
-            selection = Selection.from_json(selection_file.read_text(encoding="utf-8"))
+            chosen = Selection.from_json(selection_file.read_text(encoding="utf-8"))
+        elif memory is not None:
+            chosen = plan(
+                loaded.model,
+                loaders.train,
+                memory=memory,
+                method=method,
+                layer_ratio=1.0 if layer_ratio is None else layer_ratio,
+                optimizer=PLANNED_OPTIMIZERS.get(optimizer, optimizer),
+                seed=seed,
+                **options,
+            )
         else:
-            selection = select(
+            chosen = select(
                 method,
                 loaded.model,
                 splits.unlabelled(samples=min(samples, len(splits.train)), seed=seed),
-                layer_ratio=layer_ratio,
+                layer_ratio=0.1 if layer_ratio is None else layer_ratio,
                 channel_ratio=channel_ratio,
                 axis=axis,  # type: ignore[arg-type]
                 seed=seed,
                 progress=progress,
                 **options,
             )
-    err.print(str(selection))
-    loaders = splits.loaders(batch_size=batch_size, seed=seed)
+    selection = chosen.selection if isinstance(chosen, Plan) else chosen
+    err.print(str(chosen))
     folder = run_dir or Path("runs") / "-".join((model.rpartition("/")[2], Path(data).name, selection.method))
     try:
         result = fit(
             loaded.model,
             loaders.train,
             loaders.val,
-            selection,
+            chosen,
             optimizer=optimizer,
             lr=lr,
             weight_decay=weight_decay,

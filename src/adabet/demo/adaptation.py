@@ -20,7 +20,7 @@ BATCH_SIZE = 8
 TRAINING_COUNT = 300
 """Labelled digits to train on; the others validate."""
 
-LEARNING_RATES = {"head": (0.1, 0.3, 1.0), "adabet": (0.003, 0.01, 0.03), "full": (0.001, 0.003, 0.01)}
+LEARNING_RATES = {"head": (0.1, 0.3, 1.0), "adabet": (0.003, 0.01, 0.03), "full": (0.0003, 0.001, 0.003)}
 """Three candidates for each method, around what suits it: the more layers train, the less they bear."""
 
 

@@ -86,7 +86,7 @@ def demo_model(num_classes: int = CLASSES, *, pretrained: bool = True) -> DigitR
         torch.Size([2, 4])
     """
     if num_classes < 1:
-        raise OptionError(f"num_classes: expected at least 1, got {num_classes}")
+        raise OptionError(f"expected num_classes of at least 1, got {num_classes}")
     model = DigitReader(num_classes)
     if pretrained:
         _load_weights(model, keep_head=num_classes == CLASSES)

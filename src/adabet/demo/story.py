@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from adabet.demo.digits import load_part
 from adabet.demo.network import demo_model
 from adabet.demo.picture import draw_picture
 from adabet.demo.result import DemoResult, MethodOutcome, Reading
-from adabet.errors import OptionError
+from adabet.errors import OptionError, StorageError
+from adabet.extras import require
 from adabet.memory import MemoryReport, measure_memory
 from adabet.methods import rank, select
 from adabet.selection import Selection
@@ -23,8 +25,10 @@ LABELS = {"head": "head only", "adabet": "AdaBet", "full": "all layers"}
 """Methods that are compared, and what the demo calls them."""
 
 LAYER_RATIO = 0.1
+"""Share of the layers that AdaBet takes: the default of `adabet.fit`."""
 
-EPOCHS = 5
+EPOCHS = 4
+"""Passes over the training digits: enough to tell the methods apart, few enough for half a minute in all."""
 
 READINGS = 14
 """Test digits that the picture shows."""
@@ -63,11 +67,19 @@ def run_demo(
     """
     for name, value in (("seeds", seeds), ("epochs", epochs)):
         if value < 1:
-            raise OptionError(f"{name}: expected at least 1, got {value}")
+            raise OptionError(f"expected {name} of at least 1, got {value}")
+    _check_output(Path(output))
     start = time.perf_counter()
     with _one_thread():
         result = _tell_story(seeds=seeds, epochs=epochs, output=output, progress=progress)
     return replace(result, seconds=round(time.perf_counter() - start, 1))
+
+
+def _check_output(output: Path) -> None:
+    """Find out what would keep the picture from being written before half a minute of training, not after it."""
+    require("matplotlib.figure", "the demo's picture")
+    if output.is_dir() or not output.parent.is_dir():
+        raise StorageError(f"could not write {output}: expected a file's name in a folder that exists")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def find_head(model: nn.Module, head: str | Sequence[str] | None = "auto") -> tu
         named = dict(model.named_modules())
         wanted = (head,) if isinstance(head, str) else tuple(head)
         for path in wanted:
-            if path not in named or not any(True for _ in named[path].parameters()):
+            if not path or path not in named or not any(True for _ in named[path].parameters()):
                 raise LayerError(f"expected the path of a module with parameters as the head, got {path!r}")
         return wanted
     ask = getattr(model, "get_classifier", None)

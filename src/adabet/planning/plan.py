@@ -72,7 +72,7 @@ class Plan:
         way = f"{self.micro_batch} of {self.batch_size} samples at once"
         way += ", blocks recomputed" if self.recompute else ""
         lines = [
-            f"plan for {format_size(self.budget)}: a step takes {format_size(self.measured)} ({self.used:.0%}), measured",
+            f"plan for {format_size(self.budget)}: a step took {format_size(self.measured)} ({self.used:.0%})",
             f"trains {len(chosen.layers)} of {chosen.candidates} layers by {chosen.method!r} and the head, "
             f"{chosen.parameter_count:,} parameters; {way}",
             *(f"- {note}" for note in self.notes),

@@ -49,8 +49,8 @@ def plan(
     """The best selection that trains within a memory budget, and the cheapest way to train it.
 
     Everything counts: weights, the batch, gradients, optimizer state, saved activations and workspace. Layers are worth
-    their score (for AdaBet the Betti number) and cost what they add under lean: gradient, optimizer state, what they keep
-    of their input, and how much further back the backward pass has to reach. The set with the largest score is
+    their score (for AdaBet the Betti number) and cost what they add under lean: gradient, optimizer state, what they
+    keep of their input, and how much further back the backward pass has to reach. The set with the largest score is
     found exactly for these costs, tried with a real step, and corrected by what that took. First the micro-batch gives
     way, then blocks are recomputed if that buys a larger score, then layers are left out.
 
@@ -362,5 +362,5 @@ def _within(budget: int, base: MemoryReport, method: str, options: dict[str, Any
 
 def _rounded_up(size: int) -> int:
     """Bytes rounded up to what `format_size` can show, so that the figure in a message works as a budget."""
-    digits = max(0, len(str(size)) - 3)
-    return -(-size // 10**digits) * 10**digits
+    unit = int(10 ** max(0, len(str(size)) - 3))
+    return -(-size // unit) * unit

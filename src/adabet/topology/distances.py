@@ -81,7 +81,8 @@ def _widen(points: Tensor) -> Tensor:
 def _distances_within(points: Tensor) -> Tensor:
     """Squared distances of ``(..., n, features)`` points, which are overwritten."""
     points -= points[..., :1, :].clone()
-    products = points @ points.mT
+    with torch.autocast(points.device.type, enabled=False):  # it would round the products to half precision
+        products = points @ points.mT
     squares = products.diagonal(dim1=-2, dim2=-1)
     sums = squares[..., :, None] + squares[..., None, :]
     distances = torch.add(sums, products, alpha=-2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adabet.errors import DataError, OptionError
-from adabet.layers.batches import device_of, forward_call, map_tensors, sample_count
+from adabet.layers.batches import device_of, forward_call, map_tensors, sample_count, take_samples
 from adabet.step import Loss, labels_of, logits_of
 from adabet.training.batches import checked
 from adabet.training.objective import accuracy, has_classes, loss_for, summed
@@ -24,6 +24,7 @@ def evaluate(
     *,
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    micro_batch: int | None = None,
 ) -> dict[str, float]:
     """Loss and metrics of a model over a loader, in eval mode and without gradients.
 
@@ -35,6 +36,7 @@ def evaluate(
         loss: ``loss(outputs, labels)``, a mean over the batch; default as in `adabet.fit`.
         metrics: functions of logits and labels by name; default: accuracy, where each sample has a class
             number.
+        micro_batch: samples in memory at once; None takes each batch whole.
 
     Returns:
         ``"loss"`` and each metric by its name.
@@ -47,7 +49,7 @@ def evaluate(
         >>> evaluate(model, [(torch.eye(3), torch.tensor([0, 1, 1]))])["accuracy"]
         0.666...
     """
-    sums = sum_over(model, loader, loss=loss, metrics=metrics)
+    sums = sum_over(model, loader, loss=loss, metrics=metrics, micro_batch=micro_batch)
     return means_of(sums, "the loader")
 
 
@@ -57,6 +59,7 @@ def sum_over(
     *,
     loss: Loss | None,
     metrics: Mapping[str, Metric] | None,
+    micro_batch: int | None,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, float]:
     """What `evaluate` divides: ``"samples"``, and the sums over them of the loss and of each metric.
@@ -66,12 +69,13 @@ def sum_over(
         loader: batches with labels.
         loss: as for `evaluate`.
         metrics: as for `evaluate`.
+        micro_batch: as for `evaluate`.
         precision: context for each forward pass, such as autocast.
     """
     terms: dict[str, list[float]] = {"samples": [], "loss": []}
     with modes_kept(model), torch.no_grad():
         model.eval()
-        for batch in checked(loader, "evaluation"):
+        for batch in _slices(checked(loader, "evaluation"), micro_batch):
             count = sample_count(batch)
             with precision():
                 value, outputs, labels = _forward(model, batch, loss)
@@ -104,6 +108,15 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _slices(batches: Iterable[Any], size: int | None) -> Iterator[Any]:
+    """Batches cut into pieces of at most so many samples."""
+    for batch in batches:
+        count = sample_count(batch)
+        step = min(size or count, count)
+        for start in range(0, count, max(step, 1)):
+            yield take_samples(batch, start, start + step) if step < count else batch
 
 
 def _forward(model: nn.Module, batch: Any, loss: Loss | None) -> tuple[Tensor, Any, Any]:

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from adabet.errors import LayerError
+from adabet.errors import LayerError, OptionError
 from adabet.files import write_text
 from adabet.freezing import apply
 from adabet.memory import MemoryReport, measure_memory
 from adabet.methods import select
+from adabet.planning import Plan
 from adabet.selection import Selection
 from adabet.step import Loss
 from adabet.training.batches import length_of
@@ -33,7 +34,7 @@ from adabet.training.weights import BufferWatch, put_tensors, stored_tensors
 UNRECORDED = frozenset(
     {
         *("model", "train_loader", "val_loader", "selection", "accelerator", "mixed_precision"),
-        *("run_dir", "resume", "progress"),
+        *("micro_batch", "recompute", "run_dir", "resume", "progress"),
     }
 )
 """Arguments of `fit` that a resumed run may change, or that are recorded in another form."""
@@ -43,7 +44,7 @@ def fit(
     model: nn.Module,
     train_loader: Iterable[Any],
     val_loader: Iterable[Any] | None = None,
-    selection: Selection | None = None,
+    selection: Selection | Plan | None = None,
     *,
     method: str = "adabet",
     layer_ratio: float = 0.1,
@@ -63,6 +64,7 @@ def fit(
     keep: Literal["best", "last"] = "best",
     micro_batch: int | None = None,
     lean: bool = True,
+    recompute: bool = False,
     mixed_precision: str | None = None,
     accelerator: Any = None,
     seed: int = 0,
@@ -89,7 +91,8 @@ def fit(
         train_loader: batches with labels, ``(inputs, labels)`` or mappings; has to be iterable again every
             epoch.
         val_loader: batches to validate on after each epoch; None leaves validation out.
-        selection: what to train; None lets ``method`` choose, on the training batches.
+        selection: what to train; None lets ``method`` choose, on the training batches. A plan also says
+            ``micro_batch`` and ``recompute``.
         method: name of a method (`adabet.methods`), if there is no ``selection``.
         layer_ratio: share of the layers that it may choose, in [0, 1].
         channel_ratio: share of each chosen layer's output channels that train, in (0, 1].
@@ -113,8 +116,9 @@ def fit(
         epochs: passes over the training batches.
         early_stop: end after so many epochs without a better ``monitor``; needs ``val_loader``.
         keep: which epoch's weights the model holds in the end; without validation always the last.
-        micro_batch: samples in memory at once; the gradient is that of the whole batch.
+        micro_batch: samples in memory at once, in validation too; the gradient is that of the whole batch.
         lean: keep for the backward pass only what the selection needs.
+        recompute: run repeated blocks again in the backward pass instead of keeping what they need.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``; None takes the accelerator's.
         accelerator: an ``accelerate.Accelerator``, such as ``Accelerator(cpu=True)``; None takes the first
             GPU, if any. With several processes (``accelerate launch``) the main one selects and writes, and
@@ -140,7 +144,12 @@ def fit(
         CheckpointError: if the checkpoint to resume from is damaged or does not fit the model.
         StorageError: if the disk refuses; the last checkpoint stays whole.
     """
-    options = {name: describe(value) for name, value in locals().items() if name not in UNRECORDED}
+    arguments = dict(locals())
+    if isinstance(selection, Plan):
+        if micro_batch is not None or recompute or not lean:
+            raise OptionError("expected a plan without micro_batch, recompute and lean: the plan says them")
+        plan = selection
+        selection, micro_batch, recompute = plan.selection, plan.micro_batch, plan.recompute
     rate = find_schedule(schedule)
     check_options(
         epochs=epochs,
@@ -153,7 +162,10 @@ def fit(
     check_loaders(train_loader, val_loader, rate)
     make_optimizer = optimizer_factory(optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum)
     processes = Processes(accelerator, mixed_precision)
+    options = {name: describe(value) for name, value in arguments.items() if name not in UNRECORDED}
     options |= {
+        "micro_batch": micro_batch,
+        "recompute": recompute,
         "selection": None if selection is None else short_digest(selection.to_json()),
         "mixed_precision": processes.precision,
         "processes": processes.count,
@@ -187,6 +199,7 @@ def fit(
                 optimizer=make_optimizer,
                 micro_batch=micro_batch,
                 lean=lean,
+                recompute=recompute,
                 inference=False,
             )
 
@@ -216,6 +229,7 @@ def fit(
             epochs=epochs,
             micro_batch=micro_batch,
             lean=lean,
+            recompute=recompute,
             early_stop=early_stop,
             processes=processes,
             run=run,

@@ -46,6 +46,7 @@ class Training:
         epochs: how many in all.
         micro_batch: samples in memory at once, or None for the whole batch.
         lean: whether forward passes run in the lean mode.
+        recompute: whether repeated blocks run again in the backward pass.
         early_stop: epochs without a better score after which to stop, or None.
         processes: device, precision and the other processes.
         run: where files go, or None.
@@ -69,6 +70,7 @@ class Training:
     epochs: int
     micro_batch: int | None
     lean: bool
+    recompute: bool
     early_stop: int | None
     processes: Processes
     run: RunFolder | None
@@ -213,7 +215,13 @@ class Training:
         with self.processes.autocast():
             objective = loss_for(self.model, batch, self.loss)
             loss = train_step(
-                self.model, batch, objective, micro_batch=self.micro_batch, lean=self.lean, backward=backward
+                self.model,
+                batch,
+                objective,
+                micro_batch=self.micro_batch,
+                lean=self.lean,
+                recompute=self.recompute,
+                backward=backward,
             )
         value = float(loss)
         if not math.isfinite(value):
@@ -248,6 +256,7 @@ class Training:
             self.val_loader,
             loss=self.loss,
             metrics=self.metrics,
+            micro_batch=self.micro_batch,
             precision=self.processes.autocast,
         )
         means = means_of(self.processes.add_up(sums), "the validation loader")

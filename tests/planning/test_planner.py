@@ -1,0 +1,120 @@
+"""Plans fit their budget when measured, use it, and say what they cannot do."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import adabet
+from adabet.errors import BudgetError, DataError, OptionError
+from adabet.memory import measure_memory
+from adabet.planning import Plan, plan
+from adabet.planning.bytes_by_layer import saved_bytes
+from adabet.sizes import parse_size
+
+
+def batches(size=32, channels=3, classes=4, batch=8):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(batch, channels, size, size, generator=generator),
+            torch.randint(0, classes, (batch,), generator=generator),
+        )
+        for _ in range(5)
+    ]
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    return timm.create_model("resnet10t", num_classes=4)
+
+
+@pytest.fixture(scope="module")
+def full(resnet):
+    data = batches()
+    return measure_memory(resnet, data[0], adabet.select("full", resnet, data)).training.total
+
+
+@pytest.mark.parametrize("share", [0.45, 0.6, 0.8, 1.2])
+def test_a_plan_fits_when_its_whole_step_is_measured(resnet, full, share):
+    found = plan(resnet, batches(), memory=share * full)
+    report = measure_memory(
+        resnet,
+        batches()[0],
+        found.selection,
+        micro_batch=found.micro_batch,
+        recompute=found.recompute,
+    )
+    assert report.training.total <= found.budget
+    assert found.measured <= found.budget
+    whole = len(found.selection.layers) == found.selection.candidates and found.micro_batch == 8
+    assert whole or found.used > 0.8
+
+
+def test_planning_itself_stays_within_the_budget(resnet, full, monkeypatch):
+    totals = []
+    measure = measure_memory
+
+    def watched(*arguments, **options):
+        report = measure(*arguments, **options)
+        totals.append(report.training.total)
+        return report
+
+    monkeypatch.setattr("adabet.planning.planner.measure_memory", watched)
+    found = plan(resnet, batches(), memory=0.5 * full)
+    assert totals
+    assert max(totals) <= found.budget
+
+
+def test_everything_trains_at_once_where_there_is_room(resnet):
+    found = plan(resnet, batches(), memory="2GB")
+    assert len(found.selection.layers) == found.selection.candidates
+    assert found.micro_batch == found.batch_size == 8
+    assert not found.recompute
+
+
+def test_layer_ratio_is_a_limit(resnet):
+    found = plan(resnet, batches(), memory="2GB", layer_ratio=0.2)
+    assert len(found.selection.layers) == max(1, int(0.2 * found.selection.candidates))
+
+
+def test_too_small_a_budget_names_one_that_works(resnet):
+    with pytest.raises(BudgetError, match="give at least that") as caught:
+        plan(resnet, batches(), memory="1MB")
+    smallest = str(caught.value).partition("takes ")[2].partition(" with")[0]
+    assert plan(resnet, batches(), memory=smallest).measured <= parse_size(smallest)
+
+
+def test_the_model_is_left_as_it_was(resnet):
+    before = {name: value.clone() for name, value in resnet.state_dict().items()}
+    flags = [(parameter.requires_grad, parameter.grad) for parameter in resnet.parameters()]
+    plan(resnet, batches(), memory="60MB")
+    assert all(torch.equal(value, before[name]) for name, value in resnet.state_dict().items())
+    assert flags == [(parameter.requires_grad, parameter.grad) for parameter in resnet.parameters()]
+
+
+def test_json_round_trip(resnet):
+    found = plan(resnet, batches(), memory="60MB")
+    assert Plan.from_json(found.to_json()) == found
+    assert "60 MB" in str(found)
+
+
+def test_bad_input(resnet):
+    with pytest.raises(DataError, match="empty"):
+        plan(resnet, [], memory="60MB")
+    with pytest.raises(OptionError, match="layer_ratio"):
+        plan(resnet, batches(), memory="60MB", layer_ratio=2)
+    with pytest.raises(OptionError, match="size"):
+        plan(resnet, batches(), memory="much")
+
+
+def test_saved_bytes_are_what_a_real_forward_pass_keeps():
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    data = [torch.randn(8, 16)]
+    selection = adabet.rank(model, data, method="last-k", head="4").select(layer_ratio=0.5)
+    found = saved_bytes(model, selection, data[0][:1])
+    layers = {layer.name: layer for layer in adabet.find_layers(model, data[0], head="4")}
+    assert found.within(layers["2"]) == 32 * 4  # its input, which the activation before shares
+    assert found.within(layers["0"]) == 0
+    assert found.since(layers["2"]) == found.total

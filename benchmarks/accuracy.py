@@ -37,7 +37,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-train", type=int)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--layer-ratio", type=float, default=0.1)
-    parser.add_argument("--methods", nargs="+", default=["head", "random", "last-k", "size", "adabet", "adabet-b1", "full"])
+    parser.add_argument(
+        "--methods", nargs="+", default=["head", "random", "last-k", "size", "adabet", "adabet-b1", "full"]
+    )
     parser.add_argument("--lr", type=float, nargs="+", default=[0.003, 0.01, 0.03])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))

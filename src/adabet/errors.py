@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 12
+"""Names that an error lists at most."""
+
 
 class AdabetError(Exception):
     """Base of all errors raised on purpose by adabet."""
@@ -66,7 +69,8 @@ class UnknownNameError(AdabetError, LookupError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known[:SHOWN])}{more}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
 
 

@@ -14,6 +14,8 @@ EXTRA_OF_MODULE = {
     "PIL": "vision",
     "timm": "vision",
     "torchvision": "vision",
+    "scipy": "vision",
+    "huggingface_hub": "vision",
     "transformers": "hf",
     "sklearn": "demo",
     "ripser": "topology",

@@ -193,6 +193,33 @@ def test_lean_saves_no_more_than_stock() -> None:
     assert lean.training.total <= stock.training.total
 
 
+def test_recomputed_blocks_hold_only_their_inputs() -> None:
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(100, 400), nn.Tanh(), nn.Linear(400, 100)) for _ in range(4)]
+    wrapped = [Wrapped(block) for block in blocks]
+    model, batch = nn.Sequential(*wrapped, nn.Linear(100, 10)), case("perceptron")[1]
+    plain, again = (measure_memory(model, batch, recompute=recompute, lean=False) for recompute in (False, True))
+    assert again.recompute
+    assert not plain.recompute
+    assert {name for name in plain.layers if name.startswith("0.")} == {"0.inner.1"}
+    # The first block's input is the batch; the others' are what the block before gave.
+    assert plain.saved - again.saved == 4 * SAMPLES * 400 * FLOAT
+    assert {name: size for name, size in again.layers.items() if name != "(loss)"} == dict.fromkeys(
+        ["1", "2", "3", "4"], SAMPLES * 100 * FLOAT
+    )
+
+
+class Wrapped(nn.Module):
+    """A block that is no container."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
 def test_mappings_with_labels() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
@@ -325,6 +352,7 @@ def test_the_text() -> None:
         batch_size=8,
         micro_batch=2,
         lean=True,
+        recompute=True,
         optimizer="sgd momentum",
         trainable=1234,
         training=Peak(1000, 200, 30, 4, 5_000_000, 60_000, 7_000_000),
@@ -338,7 +366,7 @@ def test_the_text() -> None:
 
 
 TEXT = """\
-Net, batch 8 in slices of 2, cpu, lean, sgd momentum, 1,234 parameters train
+Net, batch 8 in slices of 2, cpu, lean and recomputing, sgd momentum, 1,234 parameters train
 
 at the peak of           training  inference
 weights                      1 kB       1 kB

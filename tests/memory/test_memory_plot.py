@@ -14,7 +14,20 @@ pytest.importorskip("matplotlib")
 
 
 def report(training: Peak, *, inference: Peak | None = None, lean: bool = True) -> MemoryReport:
-    return MemoryReport("Net", "cpu", 8, 8, lean, "sgd momentum", 100, training, inference, 0, {})
+    return MemoryReport(
+        model="Net",
+        device="cpu",
+        batch_size=8,
+        micro_batch=8,
+        lean=lean,
+        recompute=False,
+        optimizer="sgd momentum",
+        trainable=100,
+        training=training,
+        inference=inference,
+        saved=0,
+        layers={},
+    )
 
 
 PEAK = Peak(10_000_000, 200_000, 3_000_000, 4_000_000, 50_000_000, 6_000_000)

@@ -197,18 +197,27 @@ def test_second_classifiers_are_left_out(monkeypatch):
     assert torch.equal(loaded.model.conv1.conv.weight, full["conv1.conv.weight"])
 
 
-def test_timms_own_weights_come_as_safetensors(weights, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        (SMALL, "timm/test_resnet.r160_in1k"),
+        # timm reads this one's original file in a way of its own; the hub's copy is like any other.
+        ("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
+    ],
+)
+def test_timms_own_weights_come_as_safetensors(name, repository, tmp_path, monkeypatch):
     asked = []
+    safetensors.torch.save_file(state_of(name), tmp_path / "weights.safetensors")
 
-    def download(repository, file):
-        asked.append((repository, file))
-        return str(weights)
+    def download(*arguments):
+        asked.append(arguments)
+        return str(tmp_path / "weights.safetensors")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    loaded = load_model(SMALL, pretrained=True, num_classes=5)
-    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors")]
-    expected = {name for name in state_of(SMALL) if not name.startswith("fc.")}
-    assert equal_tensors(state_of(SMALL), loaded.model.state_dict()) == expected
+    loaded = load_model(name, pretrained=True, num_classes=5)
+    assert asked == [(repository, "model.safetensors")]
+    expected = {key for key in state_of(name) if not key.startswith(loaded.head)}
+    assert equal_tensors(state_of(name), loaded.model.state_dict()) == expected
 
 
 def test_no_network(monkeypatch):

@@ -22,6 +22,7 @@ def cost(chosen, costs, reach):
 @given(LAYERS)
 def test_no_set_is_better(layers):
     scores, costs, reach = layers
+    reach = sorted(reach, reverse=True)
     chosen = best_set(scores, costs, reach, BUDGET, bins=BUDGET)
     assert cost(chosen, costs, reach) <= BUDGET
     every = (
@@ -36,6 +37,7 @@ def test_no_set_is_better(layers):
 @given(LAYERS, st.floats(0.1, 200))
 def test_rounding_never_breaks_the_budget(layers, budget):
     scores, costs, reach = layers
+    reach = sorted(reach, reverse=True)
     chosen = best_set(scores, costs, reach, budget, bins=50)
     assert cost(chosen, costs, reach) <= budget * (1 + 1e-9)
 

@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -21,9 +22,9 @@ def deadline():
         raise TimeoutError(f"still running after {DEADLINE_SECONDS} s")
 
     former = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(DEADLINE_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE_SECONDS, 0.1)
     yield
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, former)
 
 
@@ -102,24 +103,20 @@ def test_without_points_each_runs_once():
 
 def test_values_are_let_go_after_the_meeting():
     class Value:
-        alive = 0
+        pass
 
-        def __init__(self):
-            Value.alive += 1
-
-        def __del__(self):
-            Value.alive -= 1
-
-    between = []
+    left = []
     steps = Lockstep(lambda *_: None)
 
     def run():
-        steps.arrive("a", Value())
-        between.append(Value.alive)
-        steps.arrive("b", Value())
+        value = Value()
+        reference = weakref.ref(value)
+        steps.arrive("a", value)
+        del value
+        left.append(reference())
 
     steps.run([run] * 3)
-    assert between == [0, 0, 0]
+    assert left == [None] * 3
 
 
 class TestFailures:
@@ -188,20 +185,23 @@ class TestFailures:
             steps.run([walk(steps, [], index, path) for index, path in enumerate(paths)])
 
     @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
-    def test_interrupt_ends_all(self):
+    def test_interrupt_waits_for_what_is_running(self):
         steps = Lockstep(lambda *_: None)
-        log = []
+        unwound = []
 
         def endless():
-            while True:
-                time.sleep(0.002)
-                log.append(steps.index)
-                if len(log) == 20:
-                    signal.raise_signal(signal.SIGINT)
-                steps.arrive("a", None)
+            try:
+                while True:
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    time.sleep(0.2)
+                    steps.arrive("a", None)
+            finally:
+                unwound.append(steps.index)
 
-        with no_thread_left(), pytest.raises(KeyboardInterrupt):
-            steps.run([endless] * 3)
+        with no_thread_left():
+            with pytest.raises(KeyboardInterrupt):
+                steps.run([endless] * 3)
+            assert unwound == [0]
 
 
 class TestSettings:

@@ -108,8 +108,16 @@ def image_batches(data: str, config: DataConfig, *, samples: int, seed: int) -> 
         )
     else:
         with bar("reading images") as progress:
+            # one image of each class at least is taken; the 200 of CUB are the most
             splits = load_data(
-                data, transform_train=transform, transform_eval=transform, progress=progress, cache=False
+                data,
+                transform_train=transform,
+                transform_eval=transform,
+                max_train=max(200, samples),
+                max_val=200,
+                max_test=200,
+                progress=progress,
+                cache=False,
             )
         batches, left_out = (
             splits.unlabelled(samples=min(samples, len(splits.train)), seed=seed),

@@ -80,6 +80,8 @@ def command(
         std=std,
         **setup.model_arguments(model_arg),
     )
+    for text in loaded.notes:
+        note(text)
     config = setup.image_config(loaded)
     splits = setup.labelled_splits(data, config, seed=seed, max_train=max_train)
     torch.manual_seed(seed)
@@ -144,9 +146,6 @@ def command(
     out.print(f"test accuracy {test['accuracy']:.4f} on {len(splits.test)} images ({result.kept} epoch)", style="bold")
     delta = folder / f"{result.kept}.safetensors"
     out.print(f"delta: {delta} ({format_size(delta.stat().st_size)}); run folder: {folder}", soft_wrap=True)
-    if loaded.notes:
-        for text in loaded.notes:
-            note(text)
 
 
 command.__name__ = "tune"

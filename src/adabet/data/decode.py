@@ -15,23 +15,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".avif",
-    }
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 )
 """Files with other suffixes are not taken for images."""
+
+MOST_THREADS = 8
+"""Images that are decoded at once, at most: each is in memory in full size."""
 
 Progress = Callable[[int, int], None]
 """Told how much is done, of how much: ``progress(done, total)``."""
@@ -57,6 +46,8 @@ def read_image(path: Path, *, channels: int = 3) -> "Image":
             file.load()
             image: Image = _flattened(pillow, turn(file)).convert("L" if channels == 1 else "RGB")
             return image
+    except MemoryError:
+        raise
     except Exception as error:  # a decoder of broken bytes may raise anything
         raise DataError(f"{path} cannot be read as an image: {why_unreadable(error)}") from error
 
@@ -110,7 +101,7 @@ def find_unreadable(
         return None
 
     unreadable: dict[int, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
         try:
             for position, reason in enumerate(threads.map(attempt, range(len(files)))):
                 if reason is not None:

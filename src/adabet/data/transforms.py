@@ -61,7 +61,7 @@ def transforms(config: DataConfig, *, train: bool, crop: str = "center") -> Imag
         OptionError: if `crop` is neither.
         MissingExtraError: if torchvision is not installed.
 
-    Source: Tenison et al. 2026 (arXiv 2510.03101), section 5.
+    Source: Tenison et al. 2026 (arXiv 2510.03101).
     """
     if crop not in CROPS:
         raise OptionError(f"expected crop {' or '.join(CROPS)}, got {crop!r}")

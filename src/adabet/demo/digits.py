@@ -3,7 +3,8 @@
 scikit-learn's 1797 digits are the test part of the UCI set "Optical Recognition of Handwritten Digits"
 (Alpaydin and Kaynak 1998), written by 13 of its 43 writers. The file does not say who wrote what, but the
 order of the labels says where a form begins: everybody copied the same sequence of some 130 digits, and it
-occurs 14 times. The network is pre-trained on the first seven forms; all else happens on the last seven.
+occurs 14 times, so somebody filled two. The network is pre-trained on the first seven forms; all else happens
+on the last seven. No digit is in both, and at most one writer is.
 """
 
 import math
@@ -34,8 +35,12 @@ ADAPTATION_START = 915
 UNLABELLED_COUNT, LABELLED_COUNT = 40, 400
 
 TILT_DEGREES = 40.0
+
 THINNING = 0.45
+"""Ink fainter than this is lost, which wears away the edges of strokes."""
+
 FADING = 0.5
+"""Share of the ink that is missing in the lower right corner; none in the upper left."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,7 +53,7 @@ def draw_picture(result: DemoResult, clean: Tensor, shifted: Tensor, path: str |
         figure.savefig(temporary, format="png")
 
 
-def _head(axes: Any, title: str, subtitle: str, *, left: float) -> None:
+def _title(axes: Any, title: str, subtitle: str, *, left: float) -> None:
     """Title and subtitle above a panel, from ``left`` inches off the axes: the picture's left margin."""
     above = {"xycoords": "axes fraction", "textcoords": "offset points"}
     axes.annotate(title, (0, 1), (72 * left, 26), fontsize=13, fontweight="bold", color=INK, **above)
@@ -62,7 +62,7 @@ def _head(axes: Any, title: str, subtitle: str, *, left: float) -> None:
 
 def _draw_digits(axes: Any, result: DemoResult, clean: Tensor, shifted: Tensor) -> None:
     """Two strips of digits, and below what the reader takes them for; mistakes are struck in vermilion."""
-    _head(
+    _title(
         axes,
         f"A digit reader meets a new user: from {result.clean:.0%} of digits read right to {result.before:.0%}",
         "the same digits as the reader knows them, and on a tilted page with a thin pen and fading ink",
@@ -97,7 +97,7 @@ def _draw_digit(axes: Any, image: Tensor, *, left: float, bottom: float) -> None
 def _draw_ranking(axes: Any, ranking: Ranking, chosen: set[str]) -> None:
     """Scores along the depth of the network; the chosen layers stand out."""
     names = [ranked.layer.name for ranked in ranking.layers]
-    _head(
+    _title(
         axes,
         f"{ranking.samples} unlabelled digits say which layers to train: {len(chosen)} of {len(names)}, and the head",
         "height: loops in the cloud of a layer's activations (b1, the number on its bar) per thousand activations",
@@ -137,13 +137,13 @@ def _name_blocks(axes: Any, blocks: list[str]) -> None:
 def _draw_outcomes(accuracy_axes: Any, memory_axes: Any, result: DemoResult) -> None:
     """A row for each method: test accuracy with its spread on the left, memory on the right."""
     seeds = "one seed" if result.seeds == 1 else f"{result.seeds} seeds"
-    _head(
+    _title(
         accuracy_axes,
         "What training them brings",
         f"% of {result.test} test digits read right; mean ± standard deviation, {seeds}",
         left=-ROW_LABELS,
     )
-    _head(memory_axes, "and the memory that it takes", "measured peak of a step, weights included", left=0)
+    _title(memory_axes, "and the memory that it takes", "measured peak of a step, weights included", left=0)
     _draw_untrained(accuracy_axes, memory_axes, result)
     for row, outcome in enumerate(result.methods, start=1):
         colour, mark = (CHOSEN, CHOSEN) if outcome.method == "adabet" else (INK, GREY)

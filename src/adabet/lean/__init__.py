@@ -3,10 +3,14 @@
 from adabet.lean import (  # noqa: F401 - imported so that their rules register
     activation,
     arithmetic,
+    attention,
+    average_pooling,
     convolution,
     dropout,
+    interpolate,
     linear,
     normalization,
+    pooling,
 )
 from adabet.lean.mode import lean
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from adabet.lean.composite import Composite
 from adabet.lean.keeping import is_tracked
 from adabet.lean.mode import lean
-from adabet.lean.composite import Composite
 from adabet.lean.rules import autocast_dtype, rule
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adabet.lean.bits import memory_format_of
 from adabet.lean.keeping import is_tracked
-from adabet.lean.pooling import Lengths, Sizes, each_length, empty_gradient, memory_format_of, stride_or_size
+from adabet.lean.pooling import Lengths, Sizes, each_length, empty_gradient, stride_or_size
 from adabet.lean.rules import first_order, rule
 
 aten = torch.ops.aten
@@ -80,7 +81,9 @@ def avg_pool1d(
 ) -> Tensor:
     """Stand in for ``torch.nn.functional.avg_pool1d``: sizes alone."""
     if not is_tracked(input) or input.dim() not in (2, 3):
-        return F.avg_pool1d(input, kernel_size, stride_or_size(stride, kernel_size), padding, ceil_mode, count_include_pad)
+        return F.avg_pool1d(
+            input, kernel_size, stride_or_size(stride, kernel_size), padding, ceil_mode, count_include_pad
+        )
     walk = zip((1, 1, 0), (kernel_size, stride_or_size(stride, kernel_size), padding), strict=True)
     flat = [(first, *each_length(lengths, 1)) for first, lengths in walk]
     return _avg_pool2d(input.unsqueeze(-2), *flat, ceil_mode, count_include_pad).squeeze(-2)

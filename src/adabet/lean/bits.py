@@ -66,6 +66,13 @@ def as_vector(x: Tensor) -> Tensor:
     return x.as_strided((x.numel(),), (1,))
 
 
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Channels-last where the tensor is dense in that layout only, else contiguous."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(x.dim(), torch.contiguous_format)
+    return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
 def slice_elements(device: torch.device) -> int:
     """How many elements to work on at a time."""
     return CPU_SLICE_ELEMENTS if device.type == "cpu" else DEVICE_SLICE_ELEMENTS

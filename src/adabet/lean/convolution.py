@@ -16,8 +16,11 @@ from adabet.lean.kernels import (
     bias_gradient,
     both_gradients,
     convolve,
+    every,
     input_gradient,
-    is_pointwise,
+    is_product,
+    memory_format,
+    mixes_channels,
     weight_gradient,
 )
 from adabet.lean.rules import autocast_dtype, first_order, rule
@@ -115,28 +118,65 @@ def _lean(
     dims = len(far)
     if not is_ordinary(x, weight, bias) or weight.dim() != dims + 2 or x.dim() not in (dims + 1, dims + 2):
         return stock()
-    prepare = partial(_prepare, dtype=autocast_dtype(x) or x.dtype, far=far)
+    stride = geometry.stride if mixes_channels(weight.shape, geometry) else (1,) * dims
+    if any(step > 1 for step in stride):
+        geometry = geometry._replace(stride=(1,) * dims)
+    prepare = partial(_prepare, dtype=autocast_dtype(x) or x.dtype, far=far, stride=stride)
     batch = prepare(x)
     slice_ = sliced_weight(weight) if weight.requires_grad else None
     if slice_ is not None:
-        kept = kept_input(x, batch, prepare, whole=not cuts_input(slice_.place, geometry) and geometry.groups == 1)
+        whole = not cuts_input(slice_.place, geometry) and geometry.groups == 1
+        kept = kept_input(x, batch, prepare, whole=whole)
         out = SlicedConvolution.apply(batch, slice_.part, weight.detach(), bias, slice_.place, geometry, kept)
     else:
         kept = kept_input(x, batch, prepare) if weight.requires_grad else NOTHING
-        as_stock = weight.requires_grad and kept.is_itself and not copies_in_autocast(weight)
-        if as_stock and not is_pointwise(batch, weight.shape, geometry):
+        keeps_as_stock = weight.requires_grad and kept.is_itself and batch is x
+        if keeps_as_stock and not copies_in_autocast(weight) and not is_product(batch, weight.shape, geometry):
             return stock()
         out = _Convolution.apply(batch, weight, bias, geometry, kept)
     result: Tensor = out if x.dim() == dims + 2 else out.squeeze(0)
     return result
 
 
-def _prepare(x: Tensor, *, dtype: torch.dtype, far: tuple[int, ...]) -> Tensor:
-    """The input as a batch in the type of the operation, with what padding has to be put onto it."""
+def _prepare(x: Tensor, *, dtype: torch.dtype, far: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """The input as a batch in the type of the operation, padded at the far end, and only the pixels that it reads."""
     x = x.to(dtype)
     if any(far):
         x = F.pad(x, [side for length in reversed(far) for side in (0, length)])
-    return x if x.dim() == len(far) + 2 else x.unsqueeze(0)
+    if x.dim() == len(far) + 1:
+        x = x.unsqueeze(0)
+    return _thin_out(x, stride) if any(step > 1 for step in stride) else x
+
+
+class _Thinning(torch.autograd.Function):
+    """Every so many pixels of a batch, copied in its layout."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: tuple[int, ...]) -> Tensor:
+        ctx.size, ctx.stride = x.shape, stride
+        return every(x, stride).contiguous(memory_format=memory_format(x))
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        layout = memory_format(gradient)
+        whole = torch.empty(ctx.size, dtype=gradient.dtype, device=gradient.device, memory_format=layout).zero_()
+        every(whole, ctx.stride).copy_(gradient)
+        return whole, None
+
+
+def _thin_out(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Keep the pixels that a pointwise convolution with this stride reads.
+
+    The gradient comes back mostly zero and as large as the input, usually to wait for that of a parallel branch.
+    So it is made as late as can be: of the nodes whose turn it is, autograd runs the youngest first, and this one
+    poses as old as the input.
+    """
+    thin: Tensor = _Thinning.apply(x, stride)
+    postpone = getattr(thin.grad_fn, "_set_sequence_nr", None)
+    if postpone is not None and x.grad_fn is not None:
+        postpone(x.grad_fn._sequence_nr())
+    return thin
 
 
 def _padding(

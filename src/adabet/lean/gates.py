@@ -4,6 +4,7 @@ A gate says how its activation runs, what the bit of an element is, and how the 
 the kernel that stock autograd calls, so that gradients are equal to the bit.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -88,14 +89,12 @@ def hard_tanh(low: float, high: float) -> Gate:
 
 
 def clamp_gate(low: float | None, high: float | None) -> Gate:
-    """Clamp to numbers, one of them at least: the gradient passes between the bounds and at them, not at NaN."""
+    """Clamp to numbers, one of them at least: the gradient passes between the bounds, not at NaN."""
+    above, below = (torch.ge, torch.le) if _clamp_passes_at_its_bounds() else (torch.gt, torch.lt)
 
     def test(part: Tensor) -> Tensor:
-        tests = [
-            compare(comparison, part, bound)
-            for comparison, bound in ((torch.ge, low), (torch.le, high))
-            if bound is not None
-        ]
+        sides = ((above, low), (below, high))
+        tests = [compare(comparison, part, bound) for comparison, bound in sides if bound is not None]
         return tests[0] if len(tests) == 1 else tests[0].logical_and_(tests[1])
 
     return Gate(
@@ -105,6 +104,15 @@ def clamp_gate(low: float | None, high: float | None) -> Gate:
         backward=_pass_ones,
         shows_in_output=False,
     )
+
+
+@functools.cache
+def _clamp_passes_at_its_bounds() -> bool:
+    """Whether stock autograd gives a clamp the slope 1 at its bounds: releases of PyTorch differ."""
+    with torch.enable_grad():
+        bound = torch.zeros((), device="cpu", requires_grad=True)
+        (slope,) = torch.autograd.grad(torch.clamp(bound, 0, 1), bound)
+    return bool(slope)
 
 
 def _outside_three(part: Tensor) -> Tensor:

@@ -3,9 +3,14 @@
 from collections.abc import Callable
 
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from adabet.lean.keeping import Kept, as_it_is, keep, recipe
 from adabet.lean.rules import autocast_dtype
+
+# Inputs that a layer saved as they are, with their version then. To save one of them again, instead of a part or a cast
+# of it, costs nothing.
+_saved = WeakTensorKeyDictionary()
 
 
 def kept_input(x: Tensor, used: Tensor, prepare: Callable[[Tensor], Tensor], *, whole: bool = True) -> Kept:
@@ -14,13 +19,21 @@ def kept_input(x: Tensor, used: Tensor, prepare: Callable[[Tensor], Tensor], *, 
     Args:
         x: the input as it came.
         used: ``prepare(x)``, what the layer works on; ``x`` itself where there was nothing to prepare.
-        prepare: casts, pads or reshapes.
+        prepare: casts, pads or thins out.
         whole: whether ``used`` is saved as a whole where nothing cheaper stands for it, not just a part of it.
+
+    Returns:
+        What stands for ``used``. If that ``is_itself`` and not ``whole``, the layer saves its part instead.
     """
-    if used is x and whole:
-        return keep(x)
     made = recipe(x)
-    return as_it_is(used) if made is None else made.then(prepare)
+    if made is not None:
+        return made if used is x else made.then(prepare)
+    if used is x and whole:
+        _saved[x] = x._version
+        return keep(x)
+    if _saved.get(x) == x._version:
+        return as_it_is(x).then(prepare)
+    return as_it_is(used)
 
 
 def is_ordinary(*tensors: Tensor | None) -> bool:

@@ -25,17 +25,8 @@ class Geometry(NamedTuple):
     groups: int
 
 
-def is_pointwise(x: Tensor, weight: torch.Size, geometry: Geometry) -> bool:
-    """Whether to run a convolution as a product of matrices: kernel of one, on a CPU, contiguous.
-
-    In channels-last layout, and on other devices, the stock kernels need no extra memory for it.
-    """
-    return (
-        _mixes_channels(weight, geometry) and x.device.type == "cpu" and x.dtype in PRODUCT_TYPES and x.is_contiguous()
-    )
-
-
-def _mixes_channels(weight: torch.Size, geometry: Geometry) -> bool:
+def mixes_channels(weight: torch.Size, geometry: Geometry) -> bool:
+    """Whether a convolution takes every pixel by itself, or every second, and so on."""
     return (
         geometry.groups == 1
         and all(length == 1 for length in weight[2:])
@@ -44,10 +35,24 @@ def _mixes_channels(weight: torch.Size, geometry: Geometry) -> bool:
     )
 
 
+def is_product(x: Tensor, weight: torch.Size, geometry: Geometry) -> bool:
+    """Whether to run a convolution as a product of matrices: pointwise, without stride, on a CPU, contiguous.
+
+    In channels-last layout, and on other devices, the stock kernels need no extra memory for it.
+    """
+    return (
+        mixes_channels(weight, geometry)
+        and all(step == 1 for step in geometry.stride)
+        and x.device.type == "cpu"
+        and x.dtype in PRODUCT_TYPES
+        and x.is_contiguous()
+    )
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolution of a batch, ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``, all of one type."""
-    if is_pointwise(x, weight.shape, geometry):
-        return _mix_channels(_subsample(x, geometry), weight.flatten(1), bias)
+    if is_product(x, weight.shape, geometry):
+        return _mix_channels(x, weight.flatten(1), bias)
     return torch.convolution(x, weight, bias, *geometry)
 
 
@@ -57,29 +62,23 @@ def input_gradient(gradient: Tensor, weight: Tensor, size: torch.Size, geometry:
     On a CPU it is the adjoint convolution, for a ``convolution_backward`` without an input would still allocate
     one there. Elsewhere, and for types that oneDNN does not serve, it is the stock kernel on a one-element stand-in.
     """
-    if is_pointwise(gradient, weight.shape, geometry):
-        small = _mix_channels(gradient, weight.flatten(1).t(), None)
-        if small.shape == size:
-            return small
-        whole = gradient.new_zeros(size)
-        _every(whole, geometry.stride).copy_(small)
-        return whole
+    if is_product(gradient, weight.shape, geometry):
+        return _mix_channels(gradient, weight.flatten(1).t(), None)
     if gradient.device.type == "cpu" and gradient.dtype in ONEDNN_TYPES and torch.backends.mkldnn.is_available():
-        if _mixes_channels(weight.shape, geometry) and gradient.shape[2:] == size[2:]:
+        if mixes_channels(weight.shape, geometry) and gradient.shape[2:] == size[2:]:
             return torch.convolution(gradient, weight.transpose(0, 1), None, *geometry)
         return torch.convolution(gradient, weight, None, *_adjoint(gradient.shape, weight.shape, size, geometry))
     stand_in = gradient.new_empty(1).expand(size)
-    in_layout = weight.contiguous(memory_format=_memory_format(gradient))
+    in_layout = weight.contiguous(memory_format=memory_format(gradient))
     return _stock_gradients(gradient, stand_in, in_layout, geometry, (True, False))[0]
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, like: Tensor, geometry: Geometry) -> Tensor:
     """Gradient with respect to a weight. Of ``like`` only the shape counts: the weight itself, or a stand-in."""
-    if not is_pointwise(x, like.shape, geometry):
+    if not is_product(x, like.shape, geometry):
         return _stock_gradients(gradient, x, like, geometry, (False, True))[1]
     total = torch.zeros(like.shape[:2], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-    samples = zip(gradient.flatten(2), _subsample(x, geometry).flatten(2), strict=True)
-    for sample_gradient, sample in samples:
+    for sample_gradient, sample in zip(gradient.flatten(2), x.flatten(2), strict=True):
         if sample.dtype is total.dtype:
             total.addmm_(sample_gradient, sample.t())
         else:  # a sum in low precision would round at every sample
@@ -89,7 +88,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, like: Tensor, geometry: Geometr
 
 def both_gradients(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Gradients with respect to the input and the weight, in one call of the stock kernel where that serves."""
-    if is_pointwise(gradient, weight.shape, geometry):
+    if is_product(gradient, weight.shape, geometry):
         return (
             input_gradient(gradient, weight, x.shape, geometry),
             weight_gradient(gradient, x, weight, geometry),
@@ -101,7 +100,21 @@ def select_channels(x: Tensor, channels: Tensor | None) -> Tensor:
     """A copy of some channels, ``(N, C, *spatial)``, in the layout of ``x``; None stands for all and copies nothing."""
     if channels is None:
         return x
-    return x.index_select(1, channels).contiguous(memory_format=_memory_format(x))
+    return x.index_select(1, channels).contiguous(memory_format=memory_format(x))
+
+
+def every(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """View of every so many pixels of a batch, from the first on."""
+    for dimension, step in enumerate(stride, start=2):
+        x = x[(slice(None),) * dimension + (slice(None, None, step),)]
+    return x
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels-last where the tensor is dense in that layout only, else contiguous."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(x.dim(), torch.contiguous_format)
+    return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 def bias_gradient(gradient: Tensor, dtype: torch.dtype) -> Tensor:
@@ -140,21 +153,3 @@ def _mix_channels(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     else:
         torch.baddbmm(bias.unsqueeze(1), matrices, x.flatten(2), out=out.flatten(2))
     return out
-
-
-def _subsample(x: Tensor, geometry: Geometry) -> Tensor:
-    """The pixels that a pointwise convolution reads."""
-    return _every(x, geometry.stride).contiguous()
-
-
-def _every(x: Tensor, stride: tuple[int, ...]) -> Tensor:
-    for dimension, step in enumerate(stride, start=2):
-        x = x[(slice(None),) * dimension + (slice(None, None, step),)]
-    return x
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """Channels-last where the tensor is dense in that layout only, else contiguous."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(x.dim(), torch.contiguous_format)
-    return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adabet.lean.bits import as_vector, slice_elements
+from adabet.lean.bits import as_vector, memory_format_of, slice_elements
 from adabet.lean.keeping import is_tracked
 from adabet.lean.rules import first_order, rule
 
@@ -189,13 +189,6 @@ def _samples(batch: Tensor) -> int:
 def empty_gradient(gradient: Tensor, shape: torch.Size, memory_format: torch.memory_format) -> Tensor:
     """Room for the gradient of an input of ``shape``, of the type of the output's gradient."""
     return torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=memory_format)
-
-
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """Channels-last where the tensor is dense in that layout only, else contiguous."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(x.dim(), torch.contiguous_format)
-    return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 def each_length(lengths: T | tuple[T, ...] | list[T], dims: int) -> tuple[T, ...]:

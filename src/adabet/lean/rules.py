@@ -93,7 +93,8 @@ def _holders(tensor: Tensor) -> tuple[int, int]:
 def _tensors_in_storage(tensor: Tensor) -> int:
     # Not by way of tensor.untyped_storage(): the Python object that this makes stays as one more reference, and would
     # keep the engine from summing further gradients in place.
-    return int(torch._C._storage_Use_Count(torch._C._storage_address(tensor)))
+    address = torch._C._storage_address(tensor)  # type: ignore[attr-defined]
+    return int(torch._C._storage_Use_Count(address))
 
 
 class _Census(torch.autograd.Function):

@@ -68,7 +68,7 @@ def measure_memory(
             a list of parameters.
         micro_batch: samples in memory at once while training; None takes the whole batch.
         lean: train in the lean mode.
-        recompute: run repeated blocks again in the backward pass.
+        recompute: run repeated blocks again in the backward pass; what they then keep counts as workspace.
         batch_norm: how the selection treats chosen batch-norms, see `adabet.apply`.
         inference: also measure a forward pass over the whole batch without gradients, in eval mode.
 
@@ -77,6 +77,7 @@ def measure_memory(
         UnknownNameError: if there is no optimizer of that name.
         TrainingError: if nothing trains, slices cannot be exact, or another torch profiler is running.
         SelectionError: if the selection is for another model.
+        LayerError: if ``recompute`` finds no repeated blocks.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
@@ -109,6 +110,7 @@ def measure_memory(
         batch_size=samples,
         micro_batch=min(micro_batch or samples, samples),
         lean=lean,
+        recompute=recompute,
         optimizer=optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", "optimizer"),
         trainable=sum(parameter.numel() for parameter in trainable),
         training=training,

@@ -69,6 +69,7 @@ class MemoryReport:
         batch_size: samples of the batch.
         micro_batch: samples in memory at once while training.
         lean: whether it ran in the lean mode.
+        recompute: whether repeated blocks ran again in the backward pass.
         optimizer: its name.
         trainable: parameters that train.
         training: the peak over two training steps, the second with the optimizer's state from the first.
@@ -84,12 +85,18 @@ class MemoryReport:
     batch_size: int
     micro_batch: int
     lean: bool
+    recompute: bool
     optimizer: str
     trainable: int
     training: Peak
     inference: Peak | None
     saved: int
     layers: Mapping[str, int]
+
+    @property
+    def mode(self) -> str:
+        """How it trained, in words."""
+        return ("lean" if self.lean else "stock autograd") + (" and recomputing" if self.recompute else "")
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -117,9 +124,8 @@ class MemoryReport:
         batch = f"batch {self.batch_size}"
         if self.micro_batch < self.batch_size:
             batch += f" in slices of {self.micro_batch}"
-        mode = "lean" if self.lean else "stock autograd"
         what = f"{self.trainable:,} parameters train"
-        return ", ".join([self.model, batch, self.device, mode, self.optimizer, what])
+        return ", ".join([self.model, batch, self.device, self.mode, self.optimizer, what])
 
     def _categories(self) -> str:
         peaks = [peak for peak in (self.training, self.inference) if peak is not None]

@@ -56,7 +56,7 @@ def build(
     arguments = dict(arguments)
     if image_size is not None and _fixed_size(name):
         arguments.setdefault("img_size", image_size)
-    overlay = {"file": _fetch(name)} if pretrained else None
+    overlay = {"file": _fetch(name), "custom_load": False} if pretrained else None
     try:
         model: nn.Module = timm.create_model(
             name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=num_classes, **arguments

@@ -52,7 +52,7 @@ def fit_weights(
     """Put weights onto a model, with or without their head.
 
     Args:
-        model: changed in place, and only if the weights fit.
+        model: changed in place.
         weights: tensors by the names of the model's state dict.
         name: what to call the model in an error.
         source: what to call the weights in an error.
@@ -69,10 +69,10 @@ def fit_weights(
     if not keep_head:
         _adopt_head(model, given)
     own = model.state_dict()
+    notes = _leave_out_head(model, own, given) if keep_head else ()
     for counter in own.keys() - given.keys():
         if counter.endswith("num_batches_tracked"):
             given[counter] = own[counter]
-    notes = _leave_out_head(model, own, given) if keep_head else ()
     misfit = {
         "missing": [key for key in own if key not in given],
         "unexpected": [key for key in given if key not in own],
@@ -93,7 +93,7 @@ def _adopt_head(model: nn.Module, given: Mapping[str, Tensor]) -> None:
     """Give the model a head of as many classes as the weights have, if its own has another number."""
     own = model.state_dict()
     for path in find_head(model):
-        keys = [key for key in own if key.startswith(f"{path}.") and key in given]
+        keys = [key for key in own if key.startswith(f"{path}.") and key in given and own[key].dim()]
         if keys and given[keys[-1]].shape[0] != own[keys[-1]].shape[0]:
             new_head(model, given[keys[-1]].shape[0])
             return
@@ -103,7 +103,7 @@ def _leave_out_head(model: nn.Module, own: Mapping[str, Tensor], given: dict[str
     """Replace the head's tensors among the given ones by the model's own where the head differs or lacks."""
     notes = []
     for path in find_head(model):
-        keys = [key for key in own if key.startswith(f"{path}.")]
+        keys = [key for key in own if key.startswith(f"{path}.") and own[key].dim()]
         found = [given[key] for key in keys if key in given]
         if found and len(found) < len(keys):
             continue

@@ -19,7 +19,7 @@ def best_set(
     Args:
         scores: what each layer is worth, in the order of the forward pass; layers worth nothing are never taken.
         costs: what each layer adds by itself, not negative.
-        reach: what a backward pass down to each layer costs, not negative.
+        reach: what a backward pass down to each layer costs, not negative and never more for a later layer.
         budget: the most that a set may cost.
         bins: how finely costs are told apart.
 

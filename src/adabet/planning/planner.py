@@ -21,14 +21,20 @@ from adabet.selection import Choice, Selection
 from adabet.sizes import format_size, parse_size
 from adabet.step import Loss
 
-FIRST_SHARE = 0.7
-"""Share of the budget that the first trial aims at; what it shows corrects the prediction for the next."""
+CEILING = 0.97
+"""Share of the budget that trials aim at in the end: predictions are not exact."""
 
-LAST_SHARE = 0.985
-"""Share that later trials aim at: allocators round, and predictions are not exact."""
+STRIDE = 0.6
+"""How far a trial may go from what was measured towards the ceiling; what it shows corrects the next prediction."""
 
-TRIALS = 6
-"""Trials of selections before the best one so far is taken."""
+ENOUGH = 0.93
+"""Share of the budget at which the search for a larger selection stops."""
+
+BYTES = 4
+"""Of an element of a gradient."""
+
+TRIALS = 10
+"""Trials of selections at most."""
 
 OVERHEAD = 1.25
 """How much more than predicted a first trial may take without going over the budget."""
@@ -187,26 +193,25 @@ class _Search:
         return self._predict(range(len(self.layers)), self.trials.batch_size, 1.0)
 
     def best(self, *, recompute: bool) -> _Candidate:
-        """The best set of layers with one sample at a time."""
+        """The best set of layers with one sample at a time, approached from below."""
         budget = self.trials.budget
         best = _Candidate(self.head, 1, False, self.base.training.total, self.base.training.total)
-        correction, share, tried = 1.0, FIRST_SHARE, set[tuple[int, ...]]()
+        corrections, tried = [1.0], set[tuple[int, ...]]()
         for _ in range(TRIALS):
-            chosen = self._solve(share * budget, correction)
+            top = best.measured
+            chosen = self._solve(top + STRIDE * (CEILING * budget - top), max(corrections[-2:]))
+            if chosen in tried:
+                chosen = self._solve(CEILING * budget, max(corrections[-2:]))
             if not chosen or chosen in tried:
-                if share == LAST_SHARE:
-                    break
-                share = LAST_SHARE
-                continue
+                break
             tried.add(chosen)
             selection = self._selection(chosen)
-            report = self.trials.run(selection, micro_batch=1, recompute=recompute)
-            measured = report.training.total
+            measured = self.trials.run(selection, micro_batch=1, recompute=recompute).training.total
             if measured <= budget and self.worth(selection) > self.worth(best.selection):
-                best = _Candidate(selection, 1, recompute, self._predict(chosen, 1, correction), measured)
-            known = self._known(chosen)
-            correction = max(0.05, (measured - known) / max(1.0, self._varying(chosen, 1)))
-            share = LAST_SHARE
+                best = _Candidate(selection, 1, recompute, self._predict(chosen, 1, max(corrections[-2:])), measured)
+            corrections.append(max(0.05, (measured - self._known(chosen)) / max(1.0, self._varying(chosen, 1))))
+            if best.measured >= ENOUGH * budget or len(chosen) == len(self.layers):
+                break
         return best
 
     def widen(self, best: _Candidate) -> _Candidate:
@@ -229,7 +234,7 @@ class _Search:
         for micro_batch in dict.fromkeys([*(2**power for power in range(size.bit_length())), size]):
             if points and micro_batch <= points[-1][0]:
                 continue
-            if points and points[-1][1] + slope * (micro_batch - points[-1][0]) > LAST_SHARE * budget:
+            if points and points[-1][1] + slope * (micro_batch - points[-1][0]) > CEILING * budget:
                 return self._between(found, points, slope, recompute)
             measured = self.trials.run(best.selection, micro_batch=micro_batch, recompute=recompute).training.total
             if measured > budget:
@@ -246,7 +251,7 @@ class _Search:
         """A micro-batch between the last power of two that fits and the next that does not."""
         if found is None or slope <= 0:
             return found
-        room = (LAST_SHARE * self.trials.budget - points[-1][1]) / slope
+        room = (CEILING * self.trials.budget - points[-1][1]) / slope
         micro_batch = points[-1][0] + math.floor(room)
         if micro_batch <= points[-1][0] or micro_batch >= self.trials.batch_size:
             return found
@@ -270,26 +275,41 @@ class _Search:
         return tuple(notes)
 
     def _solve(self, budget: float, correction: float) -> tuple[int, ...]:
-        """The best set by the predicted costs."""
-        known = self._known(())
+        """The best set by the predicted costs.
+
+        A gradient is computed beside the one that it is added to, one layer at a time: the largest chosen layer
+        counts once more. So the problem is solved for each size that the largest may have.
+        """
         costs = [
             self._bytes_of(ranked)
             + correction * max(0, self.all.within(ranked.layer) - self.first.within(ranked.layer))
             for ranked in self.layers
         ]
         reach = [correction * max(0, self.first.since(ranked.layer) - self.resting) for ranked in self.layers]
-        room = budget - known - correction * self._varying((), 1)
-        return best_set(self.scores, costs, reach, room)
+        room = budget - self._known(()) - correction * self._varying((), 1)
+        sizes = [ranked.layer.parameter_count * BYTES for ranked in self.layers]
+        best: tuple[int, ...] = ()
+        for largest in sorted(set(sizes)):
+            scores = [score if size <= largest else 0.0 for score, size in zip(self.scores, sizes, strict=True)]
+            chosen = best_set(scores, costs, reach, room - largest)
+            if sum(self.scores[index] for index in chosen) > sum(self.scores[index] for index in best):
+                best = chosen
+        return best
 
     def _predict(self, chosen: Iterable[int], micro_batch: int, correction: float) -> float:
         chosen = list(chosen)
         return self._known(chosen) + correction * self._varying(chosen, micro_batch)
 
     def _known(self, chosen: Iterable[int]) -> float:
-        """Bytes that do not depend on the micro-batch: weights, inputs, gradients, optimizer state."""
+        """Bytes that do not depend on the micro-batch: weights, inputs, gradients, optimizer state.
+
+        The largest gradient counts twice: a slice's is computed before it is added to those of the others.
+        """
         base = self.base.training
-        own = sum(self._bytes_of(self.layers[index]) for index in chosen)
-        return base.weights + base.inputs + base.gradients + base.optimizer + own
+        layers = [self.layers[index] for index in chosen]
+        own = sum(map(self._bytes_of, layers))
+        largest = max((ranked.layer.parameter_count * BYTES for ranked in layers), default=0)
+        return base.weights + base.inputs + base.gradients + base.optimizer + own + largest
 
     def _varying(self, chosen: Iterable[int], micro_batch: int) -> float:
         """Bytes of activations: saved ones, and the workspace of the base, for each sample."""
@@ -306,7 +326,7 @@ class _Search:
 
     def _bytes_of(self, ranked: RankedLayer) -> float:
         """Gradient and optimizer state of a layer."""
-        return ranked.layer.parameter_count * 4 * (1 + self.state)
+        return ranked.layer.parameter_count * BYTES * (1 + self.state)
 
     def _selection(self, indices: Iterable[int]) -> Selection:
         choices = tuple(Choice.of(self.layers[index].layer) for index in indices)

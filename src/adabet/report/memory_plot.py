@@ -31,7 +31,7 @@ WIDTH, ROW_HEIGHT, HEAD_HEIGHT, FOOT_HEIGHT, DOTS_PER_INCH = 10.0, 0.5, 1.15, 0.
 NAME_CHARACTERS, CHARACTER_WIDTH = 28, 0.09
 """Names of rows are broken after so many characters, each about so many inches wide."""
 
-LABEL_SHARE = 0.075
+LABEL_SHARE = 0.09
 """A part at least this share of the axis is wide enough to have its bytes written on it."""
 
 FORMATS = frozenset({".png", ".svg", ".pdf"})
@@ -82,7 +82,7 @@ def _setting(reports: Mapping[str, MemoryReport]) -> str:
     parts = {
         "batch_size": f"batch {first.batch_size}",
         "micro_batch": f"in slices of {first.micro_batch}",
-        "lean": "lean" if first.lean else "stock autograd",
+        "mode": first.mode,
         "optimizer": first.optimizer,
         "device": first.device,
     }

@@ -19,8 +19,8 @@ Meet = Callable[[str, list[Any]], None]
 """Called with the name of the meeting point and what each runner brought."""
 
 
-class _AbandonedError(Exception):
-    """Unwinds a runner after another one failed."""
+class _AbandonedError(BaseException):
+    """Unwinds a runner after another one failed, through any ``except Exception`` on its way."""
 
 
 class Lockstep:
@@ -60,46 +60,48 @@ class Lockstep:
         self._brought = [None] * len(functions)
         self._failure = None
         settings = _ThreadSettings()
-        threads = [
-            threading.Thread(target=self._runner, args=(index, function, settings), daemon=True)
-            for index, function in enumerate(functions)
-        ]
-        for thread in threads:
-            thread.start()
-        self._turns[0].release()
+        # not Thread.join: interrupted once, it takes the thread for ended ever after (CPython before 3.13)
+        ends = [threading.Event() for _ in functions]
+        for index, (function, end) in enumerate(zip(functions, ends, strict=True)):
+            threading.Thread(target=self._runner, args=(index, function, settings, end), daemon=True).start()
         try:
-            for thread in threads:
-                thread.join()
+            self._turns[0].release()
+            for end in ends:
+                end.wait()
         except BaseException as interrupt:
             self._fail(interrupt)
-            for thread in threads:
-                thread.join()
+            for end in ends:
+                end.wait()
         if self._failure is not None:
             raise self._failure
 
     def arrive(self, point: str, value: Any) -> None:
         """Wait at a point, with something to show, until all others are there and the meeting is over."""
         index = self.index
+        if self._failure is not None:
+            raise _AbandonedError
         self._brought[index] = (point, value)
         self._pass_turn(index)
         self._turns[index].acquire()
         if self._failure is not None:
             raise _AbandonedError
 
-    def _runner(self, index: int, function: Callable[[], Any], settings: "_ThreadSettings") -> None:
+    def _runner(
+        self, index: int, function: Callable[[], Any], settings: "_ThreadSettings", end: threading.Event
+    ) -> None:
         self._local.index = index
         self._turns[index].acquire()
         try:
             if self._failure is None:
                 with settings.entered():
                     function()
+            self._pass_turn(index)
         except _AbandonedError:
             return
         except BaseException as error:
             self._fail(error)
-            return
-        self._brought[index] = None
-        self._pass_turn(index)
+        finally:
+            end.set()
 
     def _pass_turn(self, index: int) -> None:
         """Let the next one run; after the last, hold the meeting and start over."""
@@ -109,14 +111,15 @@ class Lockstep:
             self._turns[index + 1].release()
             return
         try:
-            self._hold_meeting()
+            go_on = self._hold_meeting()
         except BaseException as error:
             self._fail(error)
             return
-        if self._brought[0] is not None:
+        if go_on:
             self._turns[0].release()
 
-    def _hold_meeting(self) -> None:
+    def _hold_meeting(self) -> bool:
+        """Show what all brought, and let it go; False if all have come to their ends instead."""
         arrivals = [arrival for arrival in self._brought if arrival is not None]
         points = {point for point, _ in arrivals}
         if len(points) > 1 or 0 < len(arrivals) < len(self._brought):
@@ -125,6 +128,8 @@ class Lockstep:
             )
         if arrivals:
             self._meet(arrivals[0][0], [value for _, value in arrivals])
+            self._brought = [None] * len(self._brought)
+        return bool(arrivals)
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:

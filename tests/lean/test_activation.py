@@ -112,7 +112,7 @@ def test_in_place_is_in_place(operation) -> None:
         before = x + 0
         after = operation(before)
     assert after is before
-    assert after._version == 1
+    assert after._version > 0
     assert torch.equal(after, operation(x.detach().clone()))
 
 

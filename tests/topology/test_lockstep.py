@@ -192,6 +192,7 @@ class TestFailures:
         def endless():
             try:
                 while True:
+                    time.sleep(0.2)  # until the main thread waits
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
                     time.sleep(0.2)
                     steps.arrive("a", None)

@@ -38,10 +38,11 @@ class _Product(torch.autograd.Function):
         for_a = for_b = None
         if ctx.needs_input_grad[1]:
             a = ctx.rebuild_a(*tensors[: ctx.split])
-            for_b = _multiply(a, gradient, overwrite=ctx.a_is_new).sum_to_size(ctx.b_shape)
+            for_b = _times(gradient, a, room=a if ctx.a_is_new else None).sum_to_size(ctx.b_shape)
             del a
         if ctx.needs_input_grad[0]:
-            for_a = _multiply(gradient, ctx.rebuild_b(*tensors[ctx.split :]), overwrite=overwrite)
+            b = ctx.rebuild_b(*tensors[ctx.split :])
+            for_a = _times(gradient, b, room=gradient if overwrite else None)
         return for_a, for_b, None, None, None
 
 
@@ -108,8 +109,12 @@ def _are_plain(a: Tensor, b: Tensor) -> bool:
     return all(x.layout is torch.strided and not x.is_complex() and not x.is_nested for x in (a, b))
 
 
-def _multiply(a: Tensor, b: Tensor, *, overwrite: bool) -> Tensor:
-    """The product, in the memory of the first factor if that may be overwritten and fits."""
-    if overwrite and torch.broadcast_shapes(a.shape, b.shape) == a.shape and torch.result_type(a, b) is a.dtype:
-        return a.mul_(b)
-    return torch.mul(a, b)
+def _times(gradient: Tensor, factor: Tensor, *, room: Tensor | None) -> Tensor:
+    """The product, in memory that may be overwritten if the product would lie there just as in its own."""
+    fits = (
+        room is not None
+        and room.shape == gradient.shape
+        and room.stride() == gradient.stride()
+        and room.dtype is torch.result_type(gradient, factor)
+    )
+    return torch.mul(gradient, factor, out=room if fits else None)

@@ -147,8 +147,8 @@ def batch_norm(
 ) -> Tensor:
     """Stand in for ``torch.nn.functional.batch_norm``: nothing of the input in eval mode with a frozen weight."""
     running = (running_mean, running_var)
-    has_statistics = training or None not in running
-    if not has_statistics or not any(is_tracked(tensor) for tensor in (input, weight, bias)):
+    trains = any(is_tracked(tensor) for tensor in (input, weight, bias))
+    if not trains or input.numel() == 0 or (not training and (running_mean is None or running_var is None)):
         return F.batch_norm(input, *running, weight, bias, training, momentum, eps)
     if not training and not is_tracked(weight):
         frozen: Tensor = _FrozenBatchNorm.apply(input, *running, weight, bias, eps)
@@ -167,7 +167,7 @@ def batch_norm(
 
 def _is_a_batch(x: Tensor, training: bool, eps: float) -> bool:
     """Whether stock would find nothing to object to."""
-    return x.dim() >= 2 and x.numel() > 0 and eps > 0 and not (training and x.numel() == x.shape[1])
+    return x.dim() >= 2 and eps > 0 and not (training and x.numel() == x.shape[1])
 
 
 @rule(torch.batch_norm)

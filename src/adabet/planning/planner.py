@@ -177,6 +177,8 @@ class _Search:
         smallest = min((ranked.score for ranked in self.layers if ranked.score > 0), default=1.0)
         self.scores = [max(ranked.score, 0.01 * smallest) for ranked in self.layers]
         self.base = base
+        # a kernel may take a copy of a layer's weights; whether it does is not known before it has run
+        self.scratch = max(parameter.nbytes for parameter in trials.model.parameters())
         self.state = base.training.optimizer / max(1, base.training.gradients)
         sample = take_samples(inputs_of(trials.batch), 0, 1)
         self.all = saved_bytes(trials.model, self._selection(range(len(self.layers))), sample)
@@ -199,7 +201,8 @@ class _Search:
         corrections, tried = [1.0], set[tuple[int, ...]]()
         for _ in range(TRIALS):
             top = best.measured
-            chosen = self._solve(top + STRIDE * (CEILING * budget - top), max(corrections[-2:]))
+            room = CEILING * budget - top - (0 if tried else self.scratch)
+            chosen = self._solve(top + STRIDE * room, max(corrections[-2:]))
             if chosen in tried:
                 chosen = self._solve(CEILING * budget, max(corrections[-2:]))
             if not chosen or chosen in tried:
@@ -234,7 +237,8 @@ class _Search:
         for micro_batch in dict.fromkeys([*(2**power for power in range(size.bit_length())), size]):
             if points and micro_batch <= points[-1][0]:
                 continue
-            if points and points[-1][1] + slope * (micro_batch - points[-1][0]) > CEILING * budget:
+            unknown = self.scratch if len(points) == 1 else 0
+            if points and points[-1][1] + slope * (micro_batch - points[-1][0]) + unknown > CEILING * budget:
                 return self._between(found, points, slope, recompute)
             measured = self.trials.run(best.selection, micro_batch=micro_batch, recompute=recompute).training.total
             if measured > budget:
@@ -249,7 +253,7 @@ class _Search:
         self, found: _Candidate | None, points: list[tuple[int, int]], slope: float, recompute: bool
     ) -> _Candidate | None:
         """A micro-batch between the last power of two that fits and the next that does not."""
-        if found is None or slope <= 0:
+        if found is None or slope <= 0 or len(points) == 1:
             return found
         room = (CEILING * self.trials.budget - points[-1][1]) / slope
         micro_batch = points[-1][0] + math.floor(room)

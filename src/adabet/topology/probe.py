@@ -83,8 +83,8 @@ class Prober:
     ) -> None:
         self.model = model
         self.pool: Pool = collect(batches, samples=samples, slice_size=slice_size)
-        self._rounds = list(passes(self.pool, None if sketch else samples_in_memory))
-        self._sketcher = Sketcher(size=sketch, seed=seed) if sketch else None
+        self._rounds = list(passes(self.pool, samples_in_memory if sketch is None else None))
+        self._sketcher = None if sketch is None else Sketcher(size=sketch, seed=seed)
         self._forward = forward
         self._progress = progress
         self.layers = find_layers(
@@ -176,6 +176,10 @@ class Prober:
         self._check_complete(layers, parts)
         totals: dict[str, Tensor] = {}
         for name, slices in parts.items():
+            if len(slices) < len(self.pool.slices) or len(set(map(len, slices))) > 1:
+                raise ActivationError(
+                    f"layer {name!r} does not run alike for all batches; give batches that take the same path"
+                )
             for call in zip(*slices, strict=True):
                 _check_alike(name, call)
                 totals[name] = squared_distances(*call) + totals.get(name, 0)
@@ -196,7 +200,7 @@ class Prober:
             tensor = first_floating(output if axis == "out" else arguments)
             if tensor is not None:
                 shape = layer.output_shape if axis == "out" else layer.input_shape
-                receive(layer.name, _by_sample(tensor, count(), shape))
+                receive(layer.name, _by_sample(layer.name, tensor, count(), shape))
 
         with observing(self.model) as handles:
             for layer in layers:
@@ -224,22 +228,33 @@ class Prober:
             )
 
 
-def _by_sample(output: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
+def _by_sample(name: str, output: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
     """An activation with the samples along the first axis, ``(count, ...)``, as a view where possible.
 
     Args:
+        name: of the layer.
         output: what the layer gave for ``count`` samples.
         count: number of samples.
         shape: the shape of its output for one sample. The axis that has grown ``count``-fold holds the samples
             (several entries each, sample after sample, where attention works on windows); if none has, the
             output is the same for all samples, as an embedding of positions is.
+
+    Raises:
+        ActivationError: if the output has another shape than for one sample, and no axis holds the samples.
     """
     if count == 1:
         return output if shape[0] == 1 else output.unsqueeze(0)
-    for axis, (now, one) in enumerate(zip(output.shape, shape, strict=True)):
+    if output.shape == (count, *shape):  # the model squeezed away the axis of its one sample
+        return output
+    for axis, (now, one) in enumerate(zip(output.shape, shape, strict=False)):
         if now == count * one:
             moved = output.movedim(axis, 0)
             return moved if one == 1 else moved.reshape(count, one, *moved.shape[1:])
+    if output.shape != shape:
+        raise ActivationError(
+            f"layer {name!r} gave {shape} for one sample and {tuple(output.shape)} for {count}: none of its axes holds "
+            "the samples"
+        )
     return output.unsqueeze(0).expand(count, *output.shape)
 
 

@@ -62,6 +62,6 @@ class Sketcher:
     def _offsets_for(self, parts: int) -> list[int]:
         """Where in the table the signs of each part start: the same for every batch."""
         if parts not in self._offsets:
-            draw = torch.randperm(TABLE, generator=torch.Generator().manual_seed(parts))
+            draw = 1 + torch.randperm(TABLE, generator=torch.Generator().manual_seed(parts))
             self._offsets[parts] = draw[torch.arange(parts) % TABLE].tolist()
         return self._offsets[parts]

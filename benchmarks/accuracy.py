@@ -1,7 +1,7 @@
 """Accuracy of methods on one model and one folder of images, each at its own best learning rate.
 
 Every method trains with the same epochs. Its learning rate is the one with the best validation accuracy with the first
-seed; then it trains with every seed, and is tested. Finished runs are kept in a file of JSON lines, so that an
+seed, searched from the middle of the given ones outwards; then it trains with every seed, and is tested. Finished runs are kept in a file of JSON lines, so that an
 interrupted comparison goes on where it stopped.
 
     python benchmarks/accuracy.py timm/mobilenetv2_100 "$ADABET_DATA/images/clothing" \
@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--methods", nargs="+", default=["head", "random", "last-k", "size", "adabet", "adabet-b1", "full"]
     )
-    parser.add_argument("--lr", type=float, nargs="+", default=[0.003, 0.01, 0.03])
+    parser.add_argument("--lr", type=float, nargs="+", default=[0.0003, 0.001, 0.003, 0.01, 0.03])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))
     return parser.parse_args()
@@ -71,8 +72,8 @@ def run(
     torch.manual_seed(seed)
     new_head(model, len(splits.classes))
     start = time.perf_counter()
-    name, _, variant = method.partition("-b1")
-    own = {"normalize": "none"} if variant or method.endswith("-b1") else {}
+    name = method.removesuffix("-b1")
+    own = {"normalize": "none"} if name != method else {}
     selection = adabet.select(
         name, model, splits.unlabelled(seed=seed), layer_ratio=options.layer_ratio, seed=seed, **own
     )
@@ -99,6 +100,17 @@ def run(
     }
 
 
+def climb(rates: list[float], score: Callable[[float], float]) -> float:
+    """The rate with the best score, found by going uphill from the middle one."""
+    place = len(rates) // 2
+    while True:
+        near = [index for index in (place - 1, place, place + 1) if 0 <= index < len(rates)]
+        best = max(near, key=lambda index: score(rates[index]))
+        if best == place:
+            return rates[place]
+        place = best
+
+
 def main() -> None:
     options = parse()
     done = {}
@@ -123,7 +135,7 @@ def main() -> None:
 
     rows = []
     for method in options.methods:
-        best = max(options.lr, key=lambda lr: cell(method, lr, options.seeds[0])["val"])  # noqa: B023
+        best = climb(sorted(options.lr), lambda lr, method=method: cell(method, lr, options.seeds[0])["val"])
         records = [cell(method, best, seed) for seed in options.seeds]
         tests = [record["test"] for record in records]
         rows.append(

@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py --models resnet50 mobilenetv2 --selections random adabet
 
-Batch 8, 224 px (128 tokens), SGD with momentum, batch-norms in eval mode throughout. Every cell runs in a process of its own, in
-which stock freezing alternates with the contender; times are medians, and every figure is shown as a ratio to stock's.
-Peaks are bytes of allocations over the weights over two steps (the second with the optimizer's state), saved bytes the most
-that autograd kept.
+Batch 8, 224 px (128 tokens), SGD with momentum, batch-norms in eval mode throughout. Every cell runs in a process of
+its own, in which stock freezing alternates with the contender; times are medians, and every figure is shown as a ratio
+to stock's. Peaks are bytes of allocations over the weights over two steps (the second with the optimizer's state),
+saved bytes the most that autograd kept.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from adabet.layers import Layer, Layers, find_layers
 from adabet.lean import lean
 from adabet.memory import MemoryReport, measure_memory
 from adabet.methods import rank, select
+from adabet.planning import Plan, plan
 from adabet.ranking import Ranking
 from adabet.selection import Choice, Selection
 from adabet.topology import betti_one
@@ -22,6 +23,7 @@ __all__ = [
     "Layer",
     "Layers",
     "MemoryReport",
+    "Plan",
     "Ranking",
     "Selection",
     "apply",
@@ -32,6 +34,7 @@ __all__ = [
     "lean",
     "load_delta",
     "measure_memory",
+    "plan",
     "rank",
     "save_delta",
     "select",

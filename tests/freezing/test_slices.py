@@ -99,6 +99,7 @@ def test_an_input_channels_rows_are_all_that_read_it(name: str) -> None:
     channel_dim = -1 if isinstance(module, nn.Linear) else (0 if x.dim() == 3 and "image" in name else 1)
     alone = torch.zeros_like(x)
     alone.select(channel_dim, 4).copy_(x.detach().select(channel_dim, 4))
+    alone.requires_grad_()
     full = gradients(module, in_lean=False, x=alone, weight=module.weight)["weight"]
     handle = slice_module(module, CHANNELS, axis="in")
 

@@ -19,7 +19,7 @@ class TestCollect:
     @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(4, 60), st.integers(1, 12))
     def test_takes_the_first_samples_in_order(self, sizes, samples, slice_size):
         taken = min(sum(sizes), samples, 100)
-        batches = [batch for batch in SAMPLES[: sum(sizes)].split(sizes[: len(sizes)] if sum(sizes) <= 100 else 7)]
+        batches = SAMPLES[: sum(sizes)].split(sizes if sum(sizes) <= 100 else 7)
         if taken < 4:
             with pytest.raises(ActivationError):
                 collect(batches, samples=samples, slice_size=slice_size)

@@ -21,6 +21,7 @@ CLOUDS = {
     "constant": lambda features: torch.stack([torch.ones(features), torch.zeros(features)]),
     "sparse": sparse,
     "rectified": lambda features: draw(2, features).clamp(min=0),
+    # what a few channels of a token sequence, or a few columns of an image, that differ from the rest look like
     "periodic": lambda features: (torch.arange(features) % 256 < 3).float() * torch.tensor([[1.0], [-1.0]]),
 }
 
@@ -42,21 +43,10 @@ def test_is_unbiased_with_the_stated_error(cloud, size, features):
     assert found.std() < 1.3 * stated
 
 
-def parts_that_once_drew_offset_zero():
-    """A number of parts among whose first offsets 0 would be, if it were allowed."""
-    return next(
-        parts
-        for parts in range(50, 5000)
-        if 0 in torch.randperm(TABLE, generator=torch.Generator().manual_seed(parts))[:parts]
-    )
-
-
-def test_no_part_is_added_up_without_signs():
-    parts = parts_that_once_drew_offset_zero()
-    offsets = Sketcher(size=256)._offsets_for(parts)
-    assert len(set(offsets)) == parts
-    assert min(offsets) > 0
-    assert max(offsets) + BUCKETS <= TABLE + BUCKETS
+def test_no_part_shares_the_signs_of_the_sums():
+    offsets = [offset for seed in range(20) for offset, _ in Sketcher(seed=seed)._draws_for(BUCKETS, TABLE)[1]]
+    assert min(offsets) == 1
+    assert max(offsets) == TABLE
 
 
 def test_same_seed_same_sketch():

@@ -42,7 +42,7 @@ class TestHalves:
     def test_are_disjoint_halves_of_the_same_samples_in_all_layers(self, distances, monkeypatch):
         seen = []
         place = torch.arange(21.0)
-        marks = {name: (place[:, None] * 100 + place) for name in distances}
+        marks = dict.fromkeys(distances, place[:, None] * 100 + place)
         monkeypatch.setattr(
             "adabet.topology.stability.betti_one",
             lambda clouds: seen.append(clouds) or torch.zeros(len(clouds), dtype=torch.int64),

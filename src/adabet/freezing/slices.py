@@ -6,102 +6,17 @@ the slice by ``torch.nn.utils.parametrize``, and still saves and loads it under 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from adabet.errors import OptionError, SelectionError
+from adabet.freezing.channels import Channels, SliceOf
 
 Axis = Literal["out", "in"]
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Which part of a tensor a slice is.
-
-    Attributes:
-        channels: ascending channel numbers, as the layer's neighbours count them.
-        groups: groups of the layer; its first dimension counts them in turn.
-        inner: whether channels run along the second dimension of the weight (within the group) rather than the first.
-    """
-
-    channels: tuple[int, ...]
-    groups: int = 1
-    inner: bool = False
-
-    def take(self, whole: Tensor) -> Tensor:
-        """Copy of the slice, one row a channel: ``(channels, ...)``."""
-        view, index = self._locate(whole)
-        return view[index]
-
-    def put(self, whole: Tensor, part: Tensor) -> None:
-        """Write a slice, as `take` gave it, into the full tensor."""
-        view, index = self._locate(whole)
-        view[index] = part
-
-    def _locate(self, whole: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
-        channels = torch.tensor(self.channels, device=whole.device)
-        if not self.inner:
-            return whole, (channels,)
-        by_group = whole.unflatten(0, (self.groups, -1))
-        width = whole.shape[1]
-        return by_group, (channels // width, slice(None), channels % width)
-
-
-class SlicedWeight(NamedTuple):
-    """What a weight that was built from a slice carries, for operations that can use it."""
-
-    part: Tensor
-    place: Channels
-
-
-def sliced_weight(weight: Tensor) -> SlicedWeight | None:
-    """The slice that a full-size weight was built from, or None for any other tensor."""
-    return getattr(weight, "_adabet_slice", None)
-
-
-class _Insert(torch.autograd.Function):
-    """Writes a slice into the frozen tensor and returns that, with the gradient going to the slice alone."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, full: Tensor, place: Channels) -> Tensor:
-        ctx.place = place
-        ctx.save_for_backward(part)
-        # The write repeats the same values while the slice stands still, so it must not count as a change to what
-        # an earlier pass through the same layer saved: .data has a version counter of its own.
-        whole = full.data
-        place.put(whole, part)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        _ = ctx.saved_tensors  # raises autograd's own error if the slice was changed since the forward pass
-        return ctx.place.take(gradient), None, None
-
-
-class _Slice(nn.Module):
-    """The parametrization: slice in, full tensor out."""
-
-    full: nn.Parameter
-
-    def __init__(self, full: nn.Parameter, place: Channels, order: tuple[str, ...]) -> None:
-        super().__init__()
-        self.full = full
-        self.place = place
-        self.order = order  # of the layer's parameters before any was sliced
-
-    def forward(self, part: Tensor) -> Tensor:
-        whole: Tensor = _Insert.apply(part, self.full, self.place)
-        whole._adabet_slice = SlicedWeight(part, self.place)  # type: ignore[attr-defined]
-        return whole
-
-    def right_inverse(self, whole: Tensor) -> Tensor:
-        self.full.data.copy_(whole)
-        return self.place.take(whole)
 
 
 class SlicedModule:
@@ -287,10 +202,10 @@ def _insert(module: nn.Module, name: str, place: Channels, order: tuple[str, ...
     # parametrize turns the very object it finds into the slice; give it an alias, for the full parameter has to stay
     # what it is for whoever shares it. "Unsafe" skips its check that the size does not change.
     module._parameters[name] = nn.Parameter(full.data)
-    parametrize.register_parametrization(module, name, _Slice(full, place, order), unsafe=True)
+    parametrize.register_parametrization(module, name, SliceOf(full, place, order), unsafe=True)
 
 
-def _slices(module: nn.Module) -> list[tuple[str, nn.Parameter, _Slice]]:
+def _slices(module: nn.Module) -> list[tuple[str, nn.Parameter, SliceOf]]:
     """Name, slice and parametrization of each sliced parameter."""
     if not parametrize.is_parametrized(module):
         return []
@@ -298,7 +213,7 @@ def _slices(module: nn.Module) -> list[tuple[str, nn.Parameter, _Slice]]:
     return [
         (name, cast(nn.Parameter, stack.original), stack[0])
         for name, stack in stacks.items()
-        if isinstance(stack[0], _Slice)
+        if isinstance(stack[0], SliceOf)
     ]
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adabet.freezing.slices import sliced_weight
+from adabet.freezing.channels import sliced_weight
 from adabet.lean.inputs import cast_like, copies_in_autocast, is_ordinary, kept_input
 from adabet.lean.keeping import NOTHING, Kept
 from adabet.lean.rules import autocast_dtype, first_order, rule

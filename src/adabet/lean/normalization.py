@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adabet.lean.bits import memory_format_of, slice_elements
+from adabet.lean.bits import Layout, memory_format_of, slice_elements
 from adabet.lean.composite import Composite
 from adabet.lean.keeping import as_it_is, is_tracked, remember
 from adabet.lean.rules import first_order, is_spare, rule
@@ -20,6 +20,7 @@ from adabet.lean.rules import first_order, is_spare, rule
 Statistics = tuple[Tensor | None, Tensor | None]
 
 CHANNELS_IN_VECTOR = 16
+WIDE_TYPES = (torch.float32, torch.float64)
 
 
 class _FrozenBatchNorm(torch.autograd.Function):
@@ -39,7 +40,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         bias: Tensor | None,
         eps: float,
     ) -> Tensor:
-        ctx.eps = eps
+        ctx.eps, ctx.layout = eps, Layout.of(x)
         ctx.save_for_backward(variance, weight)
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
 
@@ -49,19 +50,12 @@ class _FrozenBatchNorm(torch.autograd.Function):
         overwrite = is_spare(gradient)
         variance, weight = ctx.saved_tensors
         needs_x, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
-        if needs_bias or gradient.dtype is not variance.dtype:
+        if needs_bias or gradient.dtype is not variance.dtype or gradient.dtype not in WIDE_TYPES:
+            # In eval mode the kernel reads its input and the mean for the gradient of the weight alone.
+            stand_in = gradient if ctx.layout.fits(gradient) else gradient.new_empty(1).expand_as(gradient)
+            wanted = [needs_x, False, needs_bias]
             for_x, _, for_bias = torch.ops.aten.native_batch_norm_backward(
-                # In eval mode the kernel looks at its input and mean for the weight's gradient only.
-                gradient,
-                gradient,
-                weight,
-                variance,
-                variance,
-                None,
-                None,
-                False,
-                ctx.eps,
-                [needs_x, False, needs_bias],
+                gradient, stand_in, weight, variance, variance, None, None, False, ctx.eps, wanted
             )
             return for_x, None, None, None, for_bias, None
         per_channel = (-1, *[1] * (gradient.dim() - 2))
@@ -105,7 +99,7 @@ class _BatchNorm(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         for_x = None if not wanted[0] else gradient if overwrite else torch.empty_like(x)
         for_parameters = []
-        for channels in _few_channels(x):
+        for channels in _few_channels(x, gradient):
             parameters = [None if each is None else each[channels] for each in per_channel]
             part_x, *part_parameters = torch.ops.aten.native_batch_norm_backward(
                 _part(gradient, channels), _part(x, channels), *parameters, ctx.training, ctx.eps, wanted
@@ -122,8 +116,11 @@ class _BatchNorm(torch.autograd.Function):
         )
 
 
-def _few_channels(x: Tensor) -> list[slice]:
-    """Channels to work on at a time."""
+def _few_channels(x: Tensor, gradient: Tensor) -> list[slice]:
+    """Channels to work on at a time; all of them where the kernel would take another path for a part."""
+    layout = memory_format_of(x)
+    if not x.is_contiguous(memory_format=layout) or not gradient.is_contiguous(memory_format=layout):
+        return [slice(None)]
     step = slice_elements(x.device) // max(1, x.numel() // x.shape[1])
     # The kernel for channels-last tensors adds up as many channels at once as fit a vector.
     step = max(CHANNELS_IN_VECTOR, step // CHANNELS_IN_VECTOR * CHANNELS_IN_VECTOR)
@@ -131,7 +128,8 @@ def _few_channels(x: Tensor) -> list[slice]:
 
 
 def _part(x: Tensor, channels: slice) -> Tensor:
-    return x[:, channels].contiguous(memory_format=memory_format_of(x))
+    part = x[:, channels]
+    return part if part.shape == x.shape else part.contiguous(memory_format=memory_format_of(x))
 
 
 @rule(F.batch_norm)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adabet.freezing.slices import Channels
+from adabet.freezing.channels import Channels
 from adabet.lean.inputs import cast_like
 from adabet.lean.keeping import Kept
 from adabet.lean.kernels import Geometry, bias_gradient, convolve, input_gradient, select_channels, weight_gradient

@@ -231,13 +231,14 @@ class _Search:
         budget, size = self.trials.budget, self.trials.batch_size
         found: _Candidate | None = best if best.recompute == recompute else None
         points = [(1, best.measured)] if found else []
-        slope = self._varying(self._indices(best.selection), 1)
+        varying = best.measured - self._known(self._indices(best.selection)) if found else math.inf
+        slope = min(varying, self._varying(self._indices(best.selection), 1))
         if not points and self._predict(self._indices(best.selection), 1, OVERHEAD) > budget:
             return None
         for micro_batch in dict.fromkeys([*(2**power for power in range(size.bit_length())), size]):
             if points and micro_batch <= points[-1][0]:
                 continue
-            unknown = self.scratch if len(points) == 1 else 0
+            unknown = self.scratch if len(points) == 1 and varying < self.scratch else 0
             if points and points[-1][1] + slope * (micro_batch - points[-1][0]) + unknown > CEILING * budget:
                 return self._between(found, points, slope, recompute)
             measured = self.trials.run(best.selection, micro_batch=micro_batch, recompute=recompute).training.total

@@ -47,10 +47,12 @@ def collect(batches: Iterable[Any], *, samples: int, slice_size: int = SLICE) ->
 
     Raises:
         ActivationError: if there are fewer than four samples.
-        OptionError: if fewer than four are asked for.
+        OptionError: if fewer than four are asked for, or a slice holds none.
     """
     if samples < FEWEST:
         raise OptionError(f"expected samples of at least {FEWEST} (a loop needs four points), got {samples}")
+    if slice_size < 1:
+        raise OptionError(f"expected a slice_size of at least 1, got {slice_size}")
     slices: list[Any] = []
     sizes: list[int] = []
     for batch in batches:

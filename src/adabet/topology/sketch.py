@@ -1,5 +1,7 @@
 """A random projection of a layer's activations that keeps their distances, roughly, in little memory."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,10 @@ class Sketcher:
         if not 1 <= size <= BUCKETS or size & (size - 1):
             raise OptionError(f"expected a sketch size that is a power of two up to {BUCKETS}, got {size}")
         self.size = size
+        self._seed = seed
         draw = torch.randint(0, 2, (TABLE + BUCKETS,), generator=torch.Generator().manual_seed(seed))
         self._signs = 2.0 * draw - 1
-        self._offsets: dict[int, list[int]] = {}
+        self._draws_for = cache(self._draw)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Sketch ``(n, ...)`` rows.
@@ -53,15 +56,26 @@ class Sketcher:
             return rows.float()
         signs = self._signs.to(rows.device, torch.promote_types(rows.dtype, torch.float32))
         width = min(BUCKETS, self.size * (features // self.size))
+        order, parts = self._draws_for(width, -(-features // width))
         sums = torch.zeros((rows.shape[0], width), device=rows.device, dtype=signs.dtype)
-        for index, offset in enumerate(self._offsets_for(-(-features // width))):
+        for index, (offset, turn) in enumerate(parts):
             part = rows[:, index * width : (index + 1) * width]
-            sums[:, : part.shape[1]].addcmul_(part, signs[offset : offset + part.shape[1]])
-        return (sums * signs[:width]).view(rows.shape[0], -1, self.size).sum(1).float()
+            for piece, start in ((part[:, : width - turn], turn), (part[:, width - turn :], 0)):
+                length = piece.shape[1]
+                sums[:, start : start + length].addcmul_(piece, signs[offset : offset + length])
+                offset += length
+        mixed = (sums * signs[:width])[:, order.to(rows.device)]
+        return mixed.view(rows.shape[0], -1, self.size).sum(1).float()
 
-    def _offsets_for(self, parts: int) -> list[int]:
-        """Where in the table the signs of each part start: the same for every batch."""
-        if parts not in self._offsets:
-            draw = 1 + torch.randperm(TABLE, generator=torch.Generator().manual_seed(parts))
-            self._offsets[parts] = draw[torch.arange(parts) % TABLE].tolist()
-        return self._offsets[parts]
+    def _draw(self, width: int, parts: int) -> tuple[Tensor, list[tuple[int, int]]]:
+        """What scatters features at random, though they come with a period: the same for every batch.
+
+        Returns:
+            The order in which the sums go to the entries of the sketch; and for each part where in the table its
+            signs start (never at 0, where those of the sums do) and by how much it is turned.
+        """
+        generator = torch.Generator().manual_seed(self._seed)
+        order = torch.randperm(width, generator=generator)
+        offsets = 1 + torch.randperm(TABLE, generator=generator)[torch.arange(parts) % TABLE]
+        turns = torch.randint(0, width, (parts,), generator=generator)
+        return order, list(zip(offsets.tolist(), turns.tolist(), strict=True))

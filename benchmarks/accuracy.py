@@ -1,8 +1,8 @@
 """Accuracy of methods on one model and one folder of images, each at its own best learning rate.
 
 Every method trains with the same epochs. Its learning rate is the one with the best validation accuracy with the first
-seed, searched from the middle of the given ones outwards; then it trains with every seed, and is tested. Finished runs are kept in a file of JSON lines, so that an
-interrupted comparison goes on where it stopped.
+seed, searched from the middle of the given ones outwards; then it trains with every seed, and is tested. Finished runs
+are kept in a file of JSON lines, so that an interrupted comparison goes on where it stopped.
 
     python benchmarks/accuracy.py timm/mobilenetv2_100 "$ADABET_DATA/images/clothing" \
         --weights "$ADABET_DATA/weights/mobilenetv2_100.safetensors" --model-arg pad_type=same \

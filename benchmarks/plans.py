@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import adabet
 from adabet.errors import BudgetError
 from adabet.memory import measure_memory
-from adabet.planning import planner
+from adabet.planning.trials import Trials
 from adabet.sizes import format_size, parse_size
 from adabet.step import logits_of
 from adabet.tables import table
@@ -47,15 +47,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=[*TIMM, "bert"], default=[*TIMM, "bert"])
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     options = parser.parse_args()
-    run = planner._Trials.run
+    run = Trials.run
     trials: list[int] = []
 
-    def watched(self: planner._Trials, *arguments: object, **keywords: object) -> object:
+    def watched(self: Trials, *arguments: object, **keywords: object) -> object:
         report = run(self, *arguments, **keywords)
         trials.append(report.training.total)
         return report
 
-    planner._Trials.run = watched
+    Trials.run = watched
     for name in options.models:
         model, inputs = build(name)
         batches = [labelled(part) for part in inputs]

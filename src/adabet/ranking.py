@@ -189,7 +189,7 @@ class Ranking:
                     "notes": tuple(values["notes"]),
                 }
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise CheckpointError(f"this ranking file lacks or misnames a field: {error}") from error
 
     def __str__(self) -> str:

@@ -135,7 +135,7 @@ class Selection:
                 for choice in values["choices"]
             )
             return cls(**{**values, "choices": choices, "fingerprint": Fingerprint(**values["fingerprint"])})
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise CheckpointError(f"this selection file lacks or misnames a field: {error}") from error
 
     def __str__(self) -> str:

@@ -1,5 +1,6 @@
 """Bytes inside, ``"200MB"`` only at the edge."""
 
+import math
 import re
 
 from adabet.errors import OptionError
@@ -33,14 +34,14 @@ def parse_size(size: str | float) -> int:
         >>> parse_size("200MB"), parse_size("1.5 GiB"), parse_size(4096)
         (200000000, 1610612736, 4096)
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", str(size), re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", str(size), re.IGNORECASE)
     unit = match.group(2).upper() if match else None
     if match is None or unit not in BYTES_PER_UNIT:
         raise OptionError(f"expected a size such as '200MB' or '1.5GiB', got {size!r}")
-    number = int(float(match.group(1)) * BYTES_PER_UNIT[unit])
-    if number <= 0:
-        raise OptionError(f"expected a size above zero, got {size!r}")
-    return number
+    number = float(match.group(1)) * BYTES_PER_UNIT[unit]
+    if not 1 <= number < math.inf:
+        raise OptionError(f"expected a size of at least one byte, and a finite one, got {size!r}")
+    return int(number)
 
 
 def format_size(number: float) -> str:

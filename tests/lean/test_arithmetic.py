@@ -153,7 +153,9 @@ def test_other_arithmetic_is_left_to_stock(operation) -> None:
     assert thin == stock
 
 
-@pytest.mark.parametrize("other", [torch.randint(0, 3, (W,)), torch.rand(W).double(), torch.rand(W).bfloat16(), True, 2])
+@pytest.mark.parametrize(
+    "other", [torch.randint(0, 3, (W,)), torch.rand(W).double(), torch.rand(W).bfloat16(), True, 2]
+)
 def test_mixed_types(other) -> None:
     compare(lambda x, scale: (F.silu(x) * other) * scale, image(), gate())
 

@@ -61,7 +61,7 @@ def test_planning_itself_stays_within_the_budget(resnet, full, monkeypatch):
         totals.append(report.training.total)
         return report
 
-    monkeypatch.setattr("adabet.planning.planner.measure_memory", watched)
+    monkeypatch.setattr("adabet.planning.trials.measure_memory", watched)
     found = plan(resnet, batches(), memory=0.5 * full)
     assert totals
     assert max(totals) <= found.budget

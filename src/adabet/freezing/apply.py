@@ -23,6 +23,7 @@ class Applied:
     def __init__(self, model: nn.Module, selection: Selection, batch_norm: str) -> None:
         self.selection = selection
         self._model = model
+        self._training = model.training
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._slices: list[SlicedModule] = []
         self._hooks: list[RemovableHandle] = []
@@ -42,7 +43,8 @@ class Applied:
         for hook in self._hooks:
             hook.remove()
         for module, training in self._modes:
-            module.training = training
+            # if the whole model went into another mode meanwhile, its batch-norms go with it
+            module.training = training if self._model.training == self._training else self._model.training
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         self._slices, self._hooks, self._modes, self._flags = [], [], [], []

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adabet.lean.bits import memory_format_of
 from adabet.lean.keeping import is_tracked
-from adabet.lean.pooling import Lengths, Sizes, each_length, empty_gradient, stride_or_size
+from adabet.lean.pooling import Lengths, Sizes, each_length, empty_gradient, image_format_of, stride_or_size
 from adabet.lean.rules import first_order, rule
 
 aten = torch.ops.aten
@@ -22,23 +21,25 @@ class _Average(torch.autograd.Function):
     """Average pooling, whose gradient needs the input's sizes alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, operation: Callable[[Tensor], Tensor], backward: Callable[..., Tensor]) -> Tensor:
-        ctx.shape, ctx.format, ctx.kernel = x.shape, memory_format_of(x), backward
+    def forward(
+        ctx: Any, x: Tensor, operation: Callable[[Tensor], Tensor], backward: Callable[..., object], dims: int
+    ) -> Tensor:
+        ctx.shape, ctx.format, ctx.kernel = x.shape, image_format_of(x, dims), backward
         return operation(x)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         result = empty_gradient(gradient, ctx.shape, ctx.format)
         ctx.kernel(gradient, result, result)
-        return result, None, None
+        return result, None, None, None
 
 
-def _average(x: Tensor, operation: Callable[[Tensor], Tensor], backward: Callable[..., object]) -> Tensor:
+def _average(x: Tensor, operation: Callable[[Tensor], Tensor], backward: Callable[..., object], dims: int) -> Tensor:
     """An average that keeps sizes; ``backward(gradient, input's stand-in, result)`` writes its gradient."""
     if not is_tracked(x):
         return operation(x)
-    y: Tensor = _Average.apply(x, operation, backward)
+    y: Tensor = _Average.apply(x, operation, backward, dims)
     return y
 
 
@@ -61,7 +62,7 @@ def _avg_pool_rule(operation: Callable[..., Tensor], kernel: Callable[..., Tenso
         def backward(gradient: Tensor, stand_in: Tensor, result: Tensor) -> None:
             kernel(gradient, stand_in, *options, grad_input=result)
 
-        return _average(input, lambda x: operation(x, *options), backward)
+        return _average(input, lambda x: operation(x, *options), backward, dims)
 
     return stand_in
 
@@ -119,4 +120,4 @@ def _adaptive_average(
     def backward(gradient: Tensor, stand_in: Tensor, result: Tensor) -> None:
         kernel(gradient, stand_in, out=result)
 
-    return _average(x, lambda x: operation(x, size), backward)
+    return _average(x, lambda x: operation(x, size), backward, dims)

@@ -9,7 +9,8 @@ from adabet.lean.average_pooling import adaptive_avg_pool1d, adaptive_avg_pool2d
 from adabet.lean.pooling import each_length
 from adabet.lean.rules import rule
 
-AVERAGES = {3: adaptive_avg_pool1d, 4: adaptive_avg_pool2d, 5: adaptive_avg_pool3d}
+# By the number of dimensions beside samples and channels.
+AVERAGES = {1: adaptive_avg_pool1d, 2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
 
 
 @rule(F.interpolate)
@@ -23,10 +24,17 @@ def interpolate(
     antialias: bool = False,
 ) -> Tensor:
     """Stand in for ``torch.nn.functional.interpolate``: sizes alone, in mode ``area`` too."""
-    average = AVERAGES.get(input.dim()) if mode == "area" else None
-    if average is None or align_corners is not None or antialias or (size is None) == (scale_factor is None):
+    dims = input.dim() - 2
+    given = each_length(scale_factor if size is None else size, dims)
+    plain = align_corners is None and not antialias and not recompute_scale_factor
+    if (
+        mode != "area"
+        or dims not in AVERAGES
+        or len(given) != dims
+        or not plain
+        or (size is None) == (scale_factor is None)
+    ):
         return F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
     if size is None:
-        factors = each_length(scale_factor, input.dim() - 2)
-        size = [int(length * factor) for length, factor in zip(input.shape[2:], factors, strict=True)]
-    return average(input, size)
+        given = tuple(int(length * factor) for length, factor in zip(input.shape[2:], given, strict=True))
+    return AVERAGES[dims](input, given)

@@ -19,8 +19,8 @@ class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is
     under ``torch.no_grad``, tensor subclasses, ``torch.func`` transforms, forward-mode differentiation,
     ``torch.jit.trace`` and ``torch.compile`` (which decides for itself what to keep).
 
-    Only the forward pass has to run inside. A backward pass that recomputes (``torch.utils.checkpoint``) runs its
-    forward again, so that one belongs inside too, or the checkpoint's ``context_fn`` enters the mode.
+    Only the forward pass has to run inside. A backward pass leaves every mode, so where it runs forward code again
+    (``torch.utils.checkpoint``), that has to enter this one: ``context_fn=lambda: (nullcontext(), lean())``.
 
     Example:
         >>> layer = torch.nn.Conv2d(3, 8, 3).requires_grad_(False)

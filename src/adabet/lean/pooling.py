@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from adabet.lean.bits import as_vector, memory_format_of, slice_elements
 from adabet.lean.keeping import is_tracked
-from adabet.lean.rules import first_order, rule
+from adabet.lean.rules import autocast_dtype, first_order, rule
 
 aten = torch.ops.aten
 
@@ -124,7 +124,8 @@ def _max_pool_rule(dims: int, *operations: Callable[..., Tensor]) -> None:
             for lengths in (kernel_size, stride_or_size(stride, kernel_size), padding, dilation)
         ]
         ordinary = is_tracked(input) and input.dim() in (dims + 1, dims + 2) and all(len(each) == dims for each in walk)
-        if return_indices or not ordinary:
+        # Autocast on a CPU pools volumes in float32.
+        if return_indices or not ordinary or (dims == 3 and autocast_dtype(input) is not None):
             options = {"return_indices": True} if return_indices else {}
             return operations[0](input, kernel_size, stride, padding, dilation, ceil_mode, **options)
         if dims == 1:
@@ -150,7 +151,7 @@ class _AdaptiveMaximum(torch.autograd.Function):
         forward, ctx.kernel = ADAPTIVE_MAXIMUM_KERNELS[len(size)]
         y: Tensor
         y, indices = forward(x, size)
-        ctx.shape, ctx.format = x.shape, memory_format_of(x)
+        ctx.shape, ctx.format = x.shape, image_format_of(x, len(size))
         ctx.save_for_backward(indices.int())
         return y
 
@@ -189,6 +190,11 @@ def _samples(batch: Tensor) -> int:
 def empty_gradient(gradient: Tensor, shape: torch.Size, memory_format: torch.memory_format) -> Tensor:
     """Room for the gradient of an input of ``shape``, of the type of the output's gradient."""
     return torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=memory_format)
+
+
+def image_format_of(x: Tensor, dims: int) -> torch.memory_format:
+    """The format in which a kernel for ``dims`` dimensions writes a gradient: channels-last for batches of images only."""
+    return memory_format_of(x) if x.dim() == dims + 2 == 4 else torch.contiguous_format
 
 
 def each_length(lengths: T | tuple[T, ...] | list[T], dims: int) -> tuple[T, ...]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from adabet.errors import OptionError
+from adabet.errors import LayerError, OptionError
 from adabet.layers import Layer
 from adabet.methods.registry import Request, register
 from adabet.ranking import AXES, SLICEABLE, RankedLayer, Ranking
@@ -55,6 +55,7 @@ def rank_adabet(
     Raises:
         OptionError: if normalize or channels make no sense.
         ActivationError: if activations are not finite or cannot be compared, or there are fewer than four samples.
+        LayerError: if the model has no layer but its head.
 
     Source: Tenison et al. 2026 (arXiv 2510.03101), sections 3.1 and 4.2.
     """
@@ -78,6 +79,8 @@ def rank_adabet(
         forward=request.forward,
         progress=request.progress,
     )
+    if not prober.layers.candidates:
+        raise LayerError("expected layers beside the head to choose from, the model has none; use the method 'head'")
     probe = prober.probe()
     clouds = torch.stack([probe.distances[layer.name] for layer in probe.layers])
     counts = betti_one(clouds, min_persistence=min_persistence).tolist()
@@ -148,7 +151,9 @@ def _notes(probe: Probe, counts: list[int], asked: int, agreement: float, score_
         notes.append("flat: no layer has a single loop, so the order is that of the forward pass; give more samples")
     elif flat > len(counts) / 2:
         notes.append(f"{flat} of {len(counts)} layers have no loop and tie: give more samples to tell them apart")
-    if agreement < UNSTABLE:
+    if math.isnan(agreement) and len(counts) > 1:
+        notes.append("how sure the order is cannot be told: halves of the samples have no loops; give more samples")
+    elif agreement < UNSTABLE:
         notes.append(f"unstable: halves of the samples agree on the order only at {agreement:.2f}; give more samples")
     elif score_agreement < UNSTABLE:
         notes.append(

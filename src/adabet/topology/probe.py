@@ -141,7 +141,7 @@ class Prober:
             fresh = ~done[rows[:, None], rows]
 
             def meet(name: str, parts: list[Tensor], rows: Tensor = rows, fresh: Tensor = fresh) -> None:
-                _check_alike(name, parts)
+                _check_alike(name, [part.shape[1:] for part in parts])
                 found = measure(by_name[name])(*parts)
                 _check_finite(name, found)
                 if name not in totals:
@@ -160,13 +160,17 @@ class Prober:
     def _sketched(self, layers: Sequence[Layer], sketcher: Sketcher) -> dict[str, Tensor]:
         """Squared distances between random projections, one slice after the other."""
         parts: dict[str, list[list[Tensor]]] = {}
+        shapes: dict[tuple[str, int], torch.Size] = {}
         for index, inputs in enumerate(self.pool.slices):
             calls: dict[str, list[Tensor]] = {}
 
             def keep(name: str, activation: Tensor, calls: dict[str, list[Tensor]] = calls) -> None:
+                sketches = calls.setdefault(name, [])
+                shape = activation.shape[1:]
+                _check_alike(name, [shapes.setdefault((name, len(sketches)), shape), shape])
                 sketch = sketcher(activation)
                 _check_finite(name, sketch)
-                calls.setdefault(name, []).append(sketch)
+                sketches.append(sketch)
 
             with self._listening(layers, keep, partial(self.pool.sizes.__getitem__, index)):
                 self._forward(self.model, inputs)
@@ -181,7 +185,6 @@ class Prober:
                     f"layer {name!r} does not run alike for all batches; give batches that take the same path"
                 )
             for call in zip(*slices, strict=True):
-                _check_alike(name, call)
                 totals[name] = squared_distances(*call) + totals.get(name, 0)
         return totals
 
@@ -258,12 +261,11 @@ def _by_sample(name: str, output: Tensor, count: int, shape: tuple[int, ...]) ->
     return output.unsqueeze(0).expand(count, *output.shape)
 
 
-def _check_alike(name: str, parts: Sequence[Tensor]) -> None:
-    features = {math.prod(part.shape[1:]) for part in parts}
-    if len(features) > 1:
-        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+def _check_alike(name: str, shapes: Sequence[torch.Size]) -> None:
+    if len(set(map(math.prod, shapes))) > 1:
+        different = sorted(set(map(tuple, shapes)))
         raise ActivationError(
-            f"expected activations of one size, layer {name!r} gave {' and '.join(map(str, shapes))}; "
+            f"expected activations of one size, layer {name!r} gave {' and '.join(map(str, different))}; "
             "resize, crop or pad all samples to the same shape"
         )
 

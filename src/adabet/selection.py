@@ -42,11 +42,14 @@ class Choice:
         """A whole layer, or some of its channels, as a choice."""
         total = layer.out_channels if axis == "out" else layer.in_channels
         share = 1.0 if channels is None or not total else len(channels) / total
+        # the bias (and a tied norm), one number for each output channel, has no input channels: it trains whole
+        has_inputs = axis == "in" and layer.kind in ("convolution", "linear")
+        whole = (len(layer.parameters) - 1) * (layer.out_channels or 0) if has_inputs else 0
         return cls(
             layer=layer.name,
             kind=layer.kind,
             parameters=layer.parameters,
-            parameter_count=round(layer.parameter_count * share),
+            parameter_count=whole + round((layer.parameter_count - whole) * share),
             channels=channels,
             axis=axis,
             head=layer.head,

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from adabet.lean.keeping import Kept, as_it_is, keep, recipe
-from adabet.lean.rules import autocast_dtype
+from adabet.lean.rules import autocast_dtype, is_repeated
 
 # Inputs that a layer saved as they are, with their version then. To save one of them again, instead of a part or a cast
 # of it, costs nothing.
@@ -28,6 +28,8 @@ def kept_input(x: Tensor, used: Tensor, prepare: Callable[[Tensor], Tensor], *, 
     made = recipe(x)
     if made is not None:
         return made if used is x else made.then(prepare)
+    if is_repeated():
+        return as_it_is(used)
     if used is x and whole:
         _saved[x] = x._version
         return keep(x)

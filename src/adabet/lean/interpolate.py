@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adabet.lean.average_pooling import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
-from adabet.lean.pooling import each_length
 from adabet.lean.rules import rule
 
 # By the number of dimensions beside samples and channels.
@@ -25,7 +24,8 @@ def interpolate(
 ) -> Tensor:
     """Stand in for ``torch.nn.functional.interpolate``: sizes alone, in mode ``area`` too."""
     dims = input.dim() - 2
-    given = each_length(scale_factor if size is None else size, dims)
+    wanted = scale_factor if size is None else size
+    given = tuple(wanted) if isinstance(wanted, list | tuple) else (wanted,) * dims
     plain = align_corners is None and not antialias and not recompute_scale_factor
     if (
         mode != "area"

@@ -193,7 +193,7 @@ def empty_gradient(gradient: Tensor, shape: torch.Size, memory_format: torch.mem
 
 
 def image_format_of(x: Tensor, dims: int) -> torch.memory_format:
-    """The format in which a kernel for ``dims`` dimensions writes a gradient: channels-last for batches of images only."""
+    """The format in which kernels write the gradient of ``x``: channels-last for batches of images only."""
     return memory_format_of(x) if x.dim() == dims + 2 == 4 else torch.contiguous_format
 
 

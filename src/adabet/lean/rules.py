@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from adabet.errors import LeanError
@@ -67,6 +68,19 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     if not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def is_repeated() -> bool:
+    """Whether what is saved now will be saved, or is being saved, a second time: inside ``torch.utils.checkpoint``.
+
+    It compares the two times tensor by tensor, so what an operation saves must not depend then on what others saved
+    before it, nor change later.
+    """
+    look = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if look is None:
+        return True  # an older torch does not tell; what repeats is right anywhere
+    hooks = look(True)
+    return hooks is not None and hooks[0].__module__ == torch.utils.checkpoint.__name__
 
 
 def is_spare(gradient: Tensor) -> bool:

@@ -337,7 +337,7 @@ def state_of(model: nn.Module) -> State:
         requires_grad=tuple(parameter.requires_grad for parameter in model.parameters()),
         modes=tuple(module.training for module in modules),
         hooks=tuple(len(getattr(module, name)) for module in modules for name in HOOKS),
-        attributes=tuple(tuple(vars(module)) for module in modules),
+        attributes=tuple((type(module).__name__, *vars(module)) for module in modules),
         random=torch.get_rng_state().numpy().tobytes(),
         settings=(torch.is_grad_enabled(), torch.get_default_dtype(), torch.is_autocast_enabled("cpu")),
     )

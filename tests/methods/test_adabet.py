@@ -276,6 +276,5 @@ def test_mobilenet_on_photos_equals_ripser_layer_by_layer(shared_data):
         points = torch.stack([torch.cat([tensor.flatten() for tensor in sample]) for sample in calls])
         direct = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
         off = ~torch.eye(40, dtype=torch.bool)
-        assert ((distances[name] - direct).abs() / direct.clamp(min=1e-9))[off].max() < 1e-4, name
-        # distances that differ in the fifth digit may change places, each pair of them one loop
-        assert scores(ranking)[name] == pytest.approx(bars_of_ripser(direct), abs=2), name
+        assert ((distances[name] - direct).abs() / direct)[off].max() < 1e-5, name
+        assert scores(ranking)[name] == bars_of_ripser(direct), name

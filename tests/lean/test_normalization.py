@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from adabet.errors import LeanError
 from adabet.lean import lean
+from adabet.lean.keeping import recipe
 from tests.lean.against_stock import compare, kept_bytes, run
 
 SHAPES = {
@@ -297,3 +298,20 @@ def test_any_batch_norm(batch, channels, plane, trains, training, channels_last)
     x = image(shape, trains=trains[0], channels_last=channels_last and len(shape) == 4)
     stock, thin = compare(normalize, x, parameters=parameters)
     assert thin <= stock
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_norm_in_train_mode_is_made_again_to_the_bit(channels_last: bool, dtype, affine: bool) -> None:
+    torch.manual_seed(8)
+    norm = nn.BatchNorm2d(19, affine=affine)
+    if affine:
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    x = (image((4, 19, 13, 11), channels_last=channels_last).detach() * 3 + 5).to(dtype).requires_grad_()
+    with lean():
+        y = norm(x)
+        kept = recipe(y)
+    assert kept is not None
+    assert kept.tensors[0] is x
+    assert torch.equal(kept.rebuild(*kept.tensors), y)

@@ -37,20 +37,20 @@ def command(
 ) -> None:
     """Find the best selection that trains within a memory budget, and how."""
     from adabet.files import write_text
-    from adabet.models import load_model, new_head
+    from adabet.models import new_head
     from adabet.planning import plan
 
     options = setup.method_options(
         method, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
     )
-    loaded = load_model(
+    loaded = setup.load(
         model,
         weights=weights,
         pretrained=pretrained,
+        model_arg=model_arg,
         image_size=image_size,
         mean=mean,
         std=std,
-        **setup.model_arguments(model_arg),
     )
     splits = setup.labelled_splits(data, setup.image_config(loaded), seed=seed)
     torch.manual_seed(seed)

@@ -32,25 +32,24 @@ def command(
     std: setup.Std = None,
     seed: setup.Seed = 0,
     output: Annotated[Path | None, typer.Option(help="Also write the selection to this JSON file.")] = None,
-    rows: Annotated[int, typer.Option(help="How many layers to show; 0 for all.")] = 25,
+    rows: Annotated[int, typer.Option(min=0, help="How many layers to show; 0 for all.")] = 25,
     as_json: setup.Json = False,
 ) -> None:
     """Rank a model's layers by unlabelled samples, in forward passes only."""
     from adabet.files import write_text
     from adabet.methods import rank
-    from adabet.models import load_model
 
     options = setup.method_options(
         method, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
     )
-    loaded = load_model(
+    loaded = setup.load(
         model,
         weights=weights,
         pretrained=pretrained,
+        model_arg=model_arg,
         image_size=image_size,
         mean=mean,
         std=std,
-        **setup.model_arguments(model_arg),
     )
     batches = setup.image_batches(data, setup.image_config(loaded), samples=samples, seed=seed)
     if channel_ratio < 1 and method == "adabet":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adabet.cli.show import bar, err, note
-from adabet.errors import ModelError, OptionError
+from adabet.errors import CheckpointError, ModelError, OptionError
 from adabet.models import DataConfig, LoadedModel
 
 if TYPE_CHECKING:
@@ -48,11 +48,15 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead.")]
 
 
+OWN_OPTIONS = frozenset({"name", "weights", "pretrained", "image_size", "mean", "std"})
+"""What `load_model` is told by other options."""
+
+
 def model_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
     """Arguments of a model's constructor from ``NAME=VALUE`` texts.
 
     Raises:
-        OptionError: if one has no equals sign.
+        OptionError: if one has no equals sign, or names what the command line has an option for.
 
     Example:
         >>> model_arguments(["pad_type=same", "drop_rate=0.1"])
@@ -63,11 +67,43 @@ def model_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not name or not equals:
             raise OptionError(f"expected --model-arg NAME=VALUE, got {pair!r}")
+        if name in OWN_OPTIONS:
+            raise OptionError(f"expected --model-arg for the model's constructor, got {name!r}; see --help for that")
         try:
             arguments[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             arguments[name] = value
     return arguments
+
+
+def load(
+    name: str,
+    *,
+    weights: Path | None,
+    pretrained: bool,
+    model_arg: Sequence[str] | None,
+    image_size: int | None,
+    mean: float | None,
+    std: float | None,
+) -> LoadedModel:
+    """The model that the options describe; says what there is to know of its weights."""
+    from adabet.models import load_model
+
+    loaded = load_model(
+        name,
+        weights=weights,
+        pretrained=pretrained,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        **model_arguments(model_arg),
+    )
+    library, _, rest = name.partition("/")
+    if weights is None and not pretrained and library in ("timm", "torchvision", "hf") and not Path(rest).is_dir():
+        note("the model has random weights: give --weights FILE, or --pretrained where there is a network")
+    for text in loaded.notes:
+        note(text)
+    return loaded
 
 
 def method_options(
@@ -143,6 +179,20 @@ def labelled_splits(data: str, config: DataConfig, *, seed: int, max_train: int 
         )
     err.print(str(splits.report), soft_wrap=True)
     return splits
+
+
+def read_file(path: Path) -> str:
+    """The text of a file that adabet wrote.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"could not read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"could not read {path}: it is not text") from error
 
 
 @contextmanager

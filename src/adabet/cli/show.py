@@ -12,8 +12,8 @@ from rich.text import Text
 from adabet.ranking import Ranking
 from adabet.selection import Selection
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False)
 
 
 def fail(message: str) -> None:
@@ -28,7 +28,7 @@ def note(message: str) -> None:
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error.
+    """A progress bar on standard error, if somebody sees it.
 
     Yields:
         A function that is told how much is done and how much there is.
@@ -40,6 +40,7 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
         console=err,
         transient=True,
+        disable=not err.is_terminal,
     ) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -63,7 +63,7 @@ def command(
     """Adapt a model to images: choose the layers, train them, test, and keep the delta."""
     from adabet.files import write_text
     from adabet.methods import select
-    from adabet.models import load_model, new_head
+    from adabet.models import new_head
     from adabet.planning import Plan, plan
     from adabet.selection import Selection
     from adabet.training import TerminalProgress, evaluate, fit
@@ -71,17 +71,15 @@ def command(
     options = setup.method_options(
         method, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
     )
-    loaded = load_model(
+    loaded = setup.load(
         model,
         weights=weights,
         pretrained=pretrained,
+        model_arg=model_arg,
         image_size=image_size,
         mean=mean,
         std=std,
-        **setup.model_arguments(model_arg),
     )
-    for text in loaded.notes:
-        note(text)
     config = setup.image_config(loaded)
     splits = setup.labelled_splits(data, config, seed=seed, max_train=max_train)
     torch.manual_seed(seed)
@@ -90,7 +88,7 @@ def command(
     chosen: Selection | Plan
     with setup.notes_for_warnings(), bar("choosing") as progress:
         if selection_file is not None:
-            chosen = Selection.from_json(selection_file.read_text(encoding="utf-8"))
+            chosen = Selection.from_json(setup.read_file(selection_file))
         elif memory is not None:
             chosen = plan(
                 loaded.model,

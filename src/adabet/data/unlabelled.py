@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adabet.data.decode import IMAGE_SUFFIXES, read_image, why_unreadable
 from adabet.data.splits import LeftOut
-from adabet.errors import DataError
+from adabet.errors import DataError, OptionError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +40,10 @@ def unlabelled_batches(
 
     Raises:
         DataError: if there is no image that can be read.
+        OptionError: if no image is asked for.
     """
+    if samples < 1 or batch_size < 1:
+        raise OptionError(f"expected samples and batch_size of at least 1, got {samples} and {batch_size}")
     place = folder / "train" if (folder / "train").is_dir() else folder
     paths = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     random.Random(seed).shuffle(paths)

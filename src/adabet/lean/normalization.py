@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from adabet.lean.bits import Layout, memory_format_of, slice_elements
 from adabet.lean.composite import Composite
-from adabet.lean.keeping import as_it_is, is_tracked, remember
+from adabet.lean.keeping import Kept, as_it_is, is_tracked, remember
 from adabet.lean.rules import first_order, is_spare, rule
+from adabet.lean.sliced_norm import SlicedBatchNorm, slices_of
 
 Statistics = tuple[Tensor | None, Tensor | None]
 
@@ -85,15 +86,16 @@ class _BatchNorm(torch.autograd.Function):
         training: bool,
         momentum: float,
         eps: float,
-    ) -> Tensor:
-        y, *of_batch = torch.native_batch_norm(x, weight, bias, *running, training, momentum, eps)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, inverse = torch.native_batch_norm(x, weight, bias, *running, training, momentum, eps)
         ctx.training, ctx.eps = training, eps
-        ctx.save_for_backward(x, weight, *((None, None, *of_batch) if training else (*running, None, None)))
-        return y
+        ctx.save_for_backward(x, weight, *((None, None, mean, inverse) if training else (*running, None, None)))
+        ctx.mark_non_differentiable(mean, inverse)
+        return y, mean, inverse
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         overwrite = is_spare(gradient)
         x, *per_channel = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
@@ -151,16 +153,32 @@ def batch_norm(
     if not training and not is_tracked(weight):
         frozen: Tensor = _FrozenBatchNorm.apply(input, *running, weight, bias, eps)
         return frozen
-    if input.device.type == "cpu" and _is_a_batch(input, training, eps):
-        y: Tensor = _BatchNorm.apply(input, weight, bias, running, training, momentum, eps)
-    else:
+    slices = None if training else slices_of(weight, bias)
+    if slices is not None and weight is not None and bias is not None:
+        scale, shift = slices
+        whole = (weight.detach(), bias.detach())
+        sliced: Tensor = SlicedBatchNorm.apply(input, scale.part, shift.part, *running, *whole, scale.place, eps)
+        return sliced
+    if input.device.type != "cpu" or not _is_a_batch(input, training, eps):
         y = F.batch_norm(input, *running, weight, bias, training, momentum, eps)
-    statistics = (None, None) if training else running
+        statistics = (None, None) if training else running
+        return _remember_norm(y, input, lambda x: F.batch_norm(x, *statistics, weight, bias, training, eps=eps))
+    y, mean, inverse = _BatchNorm.apply(input, weight, bias, running, training, momentum, eps)
+    if not training:
+        return _remember_norm(y, input, lambda x: F.batch_norm(x, *running, weight, bias, eps=eps))
+    if y.requires_grad:
+        remember(y, Kept((input, mean, inverse), partial(_normalize_again, weight=weight, bias=bias)))
+    return y
 
-    def again(x: Tensor) -> Tensor:
-        return F.batch_norm(x, *statistics, weight, bias, training, eps=eps)
 
-    return _remember_norm(y, input, again)
+def _normalize_again(x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Batch-norm in train mode once more, from its statistics: as the kernel does it, to the bit.
+
+    It multiplies by ``inverse * weight`` and adds what is left; in eval mode ``inverse`` is that of a variance of one.
+    """
+    scale = inverse if weight is None else inverse * weight
+    shift = None if bias is None else bias.to(inverse.dtype)
+    return F.batch_norm(x, mean, torch.ones_like(mean), scale, shift, eps=0.0)
 
 
 def _is_a_batch(x: Tensor, training: bool, eps: float) -> bool:

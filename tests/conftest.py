@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# a busy machine is no failure
+settings.register_profile("adabet", deadline=None)
+settings.load_profile("adabet")
 
 
 @pytest.fixture(scope="session")

@@ -362,11 +362,10 @@ def test_inference_mode() -> None:
 def test_lean_keeps_the_slices_share_of_the_input(module: nn.Module, shape: tuple, axis: str, kept: float) -> None:
     module = copy.deepcopy(module)
     x = torch.randn(shape, requires_grad=True) * 1
-    handle = slice_module(module, [3, 13, 23, 33], axis=axis)
+    slice_module(module, [3, 13, 23, 33], axis=axis)
     with lean():
         _, size = kept_bytes(lambda: module(x), list(module.parameters()))
-    indices = sum(8 * len(handle.channels) for _ in range(2))
-    assert size <= kept * x.numel() * x.element_size() + indices
+    assert size == kept * x.numel() * x.element_size()
 
 
 def test_a_depthwise_slice_keeps_its_channels_on_either_axis() -> None:

@@ -206,6 +206,17 @@ def test_gate_of_a_curve_is_made_from_what_the_curve_keeps(gate) -> None:
     assert thin == 2 * 64 * 4 + 64 // 8
 
 
+@pytest.mark.parametrize("operation", [*CURVES.values(), *CURVES_IN_PLACE.values(), F.relu, F.relu6])
+def test_activation_of_a_norm_is_made_from_what_the_norm_keeps(operation) -> None:
+    x, scale = torch.randn(8, 16, requires_grad=True), torch.randn(16, requires_grad=True)
+
+    def layer(x: Tensor, scale: Tensor) -> Tensor:
+        return operation(F.layer_norm(x, (16,))) * scale
+
+    bits = 128 // 8 if operation in (F.relu, F.relu6) else 0
+    assert compare(layer, x, scale)[1] == (128 + 2 * 8 + 16) * 4 + bits
+
+
 def test_an_output_changed_outside_autograd_is_not_made_again() -> None:
     def changed(x: Tensor, scale: Tensor) -> Tensor:
         y = F.silu(x)

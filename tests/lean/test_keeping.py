@@ -112,6 +112,18 @@ def test_gradients_with_recipes(run, reference) -> None:
         torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-7)
 
 
+def test_a_checkpoint_that_begins_with_a_recipe() -> None:
+    torch.manual_seed(2)
+    norm, block = nn.BatchNorm2d(3), nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.SiLU(), nn.Conv2d(3, 2, 1))
+    x = torch.randn(4, 3, 5, 5)
+    parameters = [*norm.parameters(), *block.parameters()]
+    expected = torch.autograd.grad(block(norm(x)).square().sum(), parameters)
+    with lean():
+        y = checkpoint(block, norm(x), use_reentrant=False, context_fn=lambda: (lean(), lean()))
+    for mine, its in zip(torch.autograd.grad(y.square().sum(), parameters), expected, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-4)
+
+
 def test_what_a_recipe_is_made_of_goes_with_the_output() -> None:
     with lean():
         z = F.gelu(inner := torch.randn(8, requires_grad=True) + 0)

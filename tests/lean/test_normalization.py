@@ -303,11 +303,15 @@ def test_any_batch_norm(batch, channels, plane, trains, training, channels_last)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("affine", [False, True])
-def test_batch_norm_in_train_mode_is_made_again_to_the_bit(channels_last: bool, dtype, affine: bool) -> None:
+@pytest.mark.parametrize("mixed", [False, True])
+def test_batch_norm_in_train_mode_is_made_again_to_the_bit(
+    channels_last: bool, dtype, affine: bool, mixed: bool
+) -> None:
     torch.manual_seed(8)
     norm = nn.BatchNorm2d(19, affine=affine)
     if affine:
         nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    norm.to(torch.float32 if mixed and dtype is torch.bfloat16 else dtype)
     x = (image((4, 19, 13, 11), channels_last=channels_last).detach() * 3 + 5).to(dtype).requires_grad_()
     with lean():
         y = norm(x)

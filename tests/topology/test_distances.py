@@ -136,7 +136,7 @@ class TestSquaredDistances:
         assert squared_distances(draw(1, 4, 4)).tolist() == [[0.0]]
 
     @given(st.integers(2, 9), st.integers(1, 30), st.integers(0, 2**20))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_integers_are_exact(self, count, features, seed):
         points = torch.randint(-3, 4, (count, features), generator=torch.Generator().manual_seed(seed)).float()
         assert torch.equal(squared_distances(points), reference(points))

@@ -412,3 +412,25 @@ def test_progress_goes_up_to_all():
         Prober(small_net(), small_images(40, size=8).split(8), progress=lambda *x: told.append(x), **options).probe()  # noqa: B023
         assert [done for done, _ in told] == list(range(1, told[0][1] + 1))
         assert {total for _, total in told} == {told[-1][0]}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestCuda:
+    @pytest.mark.parametrize("options", [{}, {"samples_in_memory": 16}, {"sketch": 256}])
+    def test_equals_the_cpu(self, options):
+        batches = small_images(40, size=8).split(8)
+        expected = Prober(small_net(), batches, **options).probe()
+        found = Prober(small_net().cuda(), batches, **options).probe()
+        for name, distances in found.distances.items():
+            assert distances.is_cuda
+            assert torch.allclose(distances.cpu(), expected.distances[name], rtol=1e-3)
+
+    def test_random_state_is_restored(self):
+        class Random(SmallNet):
+            def forward(self, pictures):
+                return super().forward(pictures + 1e-6 * torch.randn_like(pictures))
+
+        model = Random().cuda()
+        before = torch.cuda.get_rng_state()
+        Prober(model, small_images(16, size=8).split(8)).probe()
+        assert torch.equal(torch.cuda.get_rng_state(), before)

@@ -8,7 +8,7 @@ import torch
 import typer
 
 from adabet.cli import setup
-from adabet.cli.show import bar, err, note, out
+from adabet.cli.show import bar, err, out
 from adabet.sizes import format_size
 
 EXAMPLE = (

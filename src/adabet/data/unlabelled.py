@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from adabet.data.decode import IMAGE_SUFFIXES, read_image, why_unreadable
 from adabet.data.splits import LeftOut
 from adabet.errors import DataError, OptionError
+from adabet.layers import join_samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +39,7 @@ def unlabelled_batches(
         Batches ``(batch, channels, height, width)``, and the images that could not be read on the way.
 
     Raises:
+        ActivationError: if the transform leaves images of unequal shapes.
         DataError: if there is no image that can be read.
         OptionError: if no image is asked for.
     """
@@ -53,10 +54,10 @@ def unlabelled_batches(
         if len(images) == samples:
             break
         try:
-            images.append(transform(read_image(path, channels=channels)))
+            images.append(transform(read_image(path, channels=channels))[None])
         except DataError as error:
             left_out.append(LeftOut(path, why_unreadable(error)))
     if not images:
         raise DataError(f"expected images in {place}, found {len(paths)} files that look like some and none to read")
-    batches = [torch.stack(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    batches = [join_samples(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
     return batches, left_out

@@ -31,6 +31,10 @@ class Channels:
         view, index = self._locate(whole)
         view[index] = part
 
+    def select(self, x: Tensor, dim: int) -> Tensor:
+        """Copy of the channels of an activation or its gradient, which has all of them along ``dim``."""
+        return x.index_select(dim, torch.tensor(self.channels, device=x.device))
+
     def _locate(self, whole: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
         channels = torch.tensor(self.channels, device=whole.device)
         if not self.inner:

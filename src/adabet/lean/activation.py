@@ -60,7 +60,7 @@ def _gate(x: Tensor, gate: Gate, *, in_place: bool = False) -> Tensor:
     packed = room_for_bits(x)
     y: Tensor = _Gated.apply(x, packed, gate, in_place)
     if made is not None:
-        remember(y, made.then(gate.apply))
+        remember(y, made.then(gate.apply_))
     elif gate.shows_in_output:
         remember_mask(y, packed)
     return y
@@ -170,7 +170,7 @@ class Curve:
 
     Attributes:
         apply: the stock activation.
-        apply_: the same in place, where stock has it.
+        apply_: the same in place.
         backward: the stock kernel, ``backward(gradient, input)``.
         backward_into: the same with ``grad_input=`` for its result; None if there is none that writes there.
     """
@@ -221,7 +221,7 @@ def _curve(x: Tensor, curve: Curve, *, in_place: bool = False) -> Tensor:
         return curve.apply_(x) if in_place else curve.apply(x)
     kept = recipe(x) or as_it_is(x.detach().clone()) if in_place else keep(x)
     y: Tensor = _Curved.apply(x, kept, curve, in_place)
-    remember(y, kept.then(curve.apply))
+    remember(y, kept.then(curve.apply if kept.is_itself else curve.apply_))
     return y
 
 

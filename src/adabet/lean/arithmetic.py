@@ -91,7 +91,9 @@ def _lean_product(a: Tensor, b: Tensor, stand_in_a: Kept | None, stand_in_b: Kep
 def _remember_product(y: Tensor, stand_in_a: Kept | None, stand_in_b: Kept | None) -> Tensor:
     """Note how a product can be made again, if both its factors can."""
     if y.requires_grad and stand_in_a is not None and stand_in_b is not None:
-        remember(y, together(torch.mul, stand_in_a, stand_in_b))
+        a_is_new = not stand_in_a.is_itself
+        again = together(lambda a, b: _times(a, b, room=a if a_is_new else None), stand_in_a, stand_in_b)
+        remember(y, again)
     return y
 
 
@@ -109,12 +111,12 @@ def _are_plain(a: Tensor, b: Tensor) -> bool:
     return all(x.layout is torch.strided and not x.is_complex() and not x.is_nested for x in (a, b))
 
 
-def _times(gradient: Tensor, factor: Tensor, *, room: Tensor | None) -> Tensor:
+def _times(a: Tensor, b: Tensor, *, room: Tensor | None) -> Tensor:
     """The product, in memory that may be overwritten if the product would lie there just as in its own."""
     fits = (
         room is not None
-        and room.shape == gradient.shape
-        and room.stride() == gradient.stride()
-        and room.dtype is torch.result_type(gradient, factor)
+        and room.shape == a.shape == torch.broadcast_shapes(a.shape, b.shape)
+        and room.stride() == a.stride()
+        and room.dtype is torch.result_type(a, b)
     )
-    return torch.mul(gradient, factor, out=room if fits else None)
+    return torch.mul(a, b, out=room if fits else None)

@@ -1,13 +1,13 @@
 """The lean autograd mode: operations keep for the backward pass only what the selection needs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from adabet.lean.rules import RULES
+from adabet.lean.rules import RULES, holders_of_unshared
 
 
 class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is used
@@ -31,6 +31,11 @@ class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is
         >>> x.grad.shape
         torch.Size([2, 3, 8, 8])
     """
+
+    def __enter__(self) -> Self:
+        holders_of_unshared()  # it takes a backward pass to measure, so not in the middle of another one
+        super().__enter__()
+        return self
 
     def __torch_function__(
         self,

@@ -159,16 +159,18 @@ def batch_norm(
         whole = (weight.detach(), bias.detach())
         sliced: Tensor = SlicedBatchNorm.apply(input, scale.part, shift.part, *running, *whole, scale.place, eps)
         return sliced
-    if input.device.type != "cpu" or not _is_a_batch(input, training, eps):
+    if input.device.type == "cpu" and _is_a_batch(input, training, eps):
+        normalized: tuple[Tensor, Tensor, Tensor] = _BatchNorm.apply(
+            input, weight, bias, running, training, momentum, eps
+        )
+        y, mean, inverse = normalized
+        if training and inverse.dtype in WIDE_TYPES and (weight is None or weight.dtype is inverse.dtype):
+            remember(y, Kept((input, mean, inverse), partial(_normalize_again, weight=weight, bias=bias)))
+            return y
+    else:
         y = F.batch_norm(input, *running, weight, bias, training, momentum, eps)
-        statistics = (None, None) if training else running
-        return _remember_norm(y, input, lambda x: F.batch_norm(x, *statistics, weight, bias, training, eps=eps))
-    y, mean, inverse = _BatchNorm.apply(input, weight, bias, running, training, momentum, eps)
-    if not training:
-        return _remember_norm(y, input, lambda x: F.batch_norm(x, *running, weight, bias, eps=eps))
-    if y.requires_grad:
-        remember(y, Kept((input, mean, inverse), partial(_normalize_again, weight=weight, bias=bias)))
-    return y
+    statistics = (None, None) if training else running
+    return _remember_norm(y, input, lambda x: F.batch_norm(x, *statistics, weight, bias, training, eps=eps))
 
 
 def _normalize_again(x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -177,8 +179,7 @@ def _normalize_again(x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | 
     It multiplies by ``inverse * weight`` and adds what is left; in eval mode ``inverse`` is that of a variance of one.
     """
     scale = inverse if weight is None else inverse * weight
-    shift = None if bias is None else bias.to(inverse.dtype)
-    return F.batch_norm(x, mean, torch.ones_like(mean), scale, shift, eps=0.0)
+    return F.batch_norm(x, mean, torch.ones_like(mean), scale, bias, eps=0.0)
 
 
 def _is_a_batch(x: Tensor, training: bool, eps: float) -> bool:

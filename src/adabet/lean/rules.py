@@ -93,7 +93,7 @@ def is_spare(gradient: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
-        and _holders(gradient) == _holders_of_unshared()
+        and _holders(gradient) == holders_of_unshared()
         and _tensors_in_storage(gradient) == 1
         and is_dense(gradient)
     )
@@ -132,10 +132,10 @@ def _count(counts: list[tuple[int, int]], gradient: Tensor) -> None:
 
 
 @functools.cache
-def _holders_of_unshared() -> tuple[int, int]:
+def holders_of_unshared() -> tuple[int, int]:
     """What `_holders` counts for an unshared gradient; measured, for it differs between Python versions."""
     counts: list[tuple[int, int]] = []
-    with torch.enable_grad(), torch.device("cpu"):
+    with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
         x = torch.ones(2, requires_grad=True)
         (_Census.apply(x, counts) * x.detach()).backward(torch.ones(2))
     return counts[0]

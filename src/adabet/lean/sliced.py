@@ -31,9 +31,8 @@ class SlicedConvolution(torch.autograd.Function):
         """Convolve ``x`` by ``weight``, which holds ``part`` at ``place``."""
         ctx.geometry, ctx.size, ctx.place = geometry, x.shape, place
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.blocks = list(_blocks(place, weight.shape, x.device))
         ctx.rebuild = None if kept.is_itself else kept.rebuild
-        inputs = _input_parts(x, ctx) if kept.is_itself else kept.tensors
+        inputs = _input_parts(x, weight, ctx) if kept.is_itself else kept.tensors
         ctx.save_for_backward(part, weight, *inputs)
         return convolve(x, *cast_like(x, weight, bias), geometry)
 
@@ -47,9 +46,9 @@ class SlicedConvolution(torch.autograd.Function):
             for_x = input_gradient(gradient, weight.to(gradient.dtype), ctx.size, ctx.geometry)
         if ctx.needs_input_grad[1]:
             if ctx.rebuild is not None:
-                inputs = _input_parts(ctx.rebuild(*inputs), ctx)
+                inputs = _input_parts(ctx.rebuild(*inputs), weight, ctx)
             for_part = torch.empty_like(part)
-            for block, x in zip(ctx.blocks, inputs, strict=True):
+            for block, x in zip(_blocks(ctx.place, weight), inputs, strict=True):
                 cut = select_channels(gradient, block.others if cuts_input(ctx.place, ctx.geometry) else block.sliced)
                 for_part[block.rows] = _block_gradient(cut, x, part, block, ctx)
         if ctx.needs_input_grad[3]:
@@ -78,13 +77,13 @@ class _Block(NamedTuple):
     groups: int
 
 
-def _blocks(place: Channels, weight: torch.Size, device: torch.device) -> Iterator[_Block]:
-    channels = torch.tensor(place.channels)
+def _blocks(place: Channels, weight: Tensor) -> Iterator[_Block]:
+    channels, device = torch.tensor(place.channels), weight.device
     if place.groups == 1:
         yield _Block(slice(None), channels.to(device), None, 1)
         return
-    first_width = weight[0] // place.groups
-    sliced_width, other_width = (weight[1], first_width) if place.inner else (first_width, weight[1])
+    widths = weight.shape[0] // place.groups, weight.shape[1]
+    sliced_width, other_width = reversed(widths) if place.inner else widths
     group = channels // sliced_width
     counts = torch.bincount(group, minlength=place.groups)
     for count in counts[counts > 0].unique():
@@ -95,10 +94,10 @@ def _blocks(place: Channels, weight: torch.Size, device: torch.device) -> Iterat
         yield _Block(rows.to(device), channels[rows].to(device), None if complete else others.to(device), len(groups))
 
 
-def _input_parts(x: Tensor, ctx: Any) -> list[Tensor]:
+def _input_parts(x: Tensor, weight: Tensor, ctx: Any) -> list[Tensor]:
     """What each block's gradient needs of the input."""
     cuts = cuts_input(ctx.place, ctx.geometry)
-    return [select_channels(x, block.sliced if cuts else block.others) for block in ctx.blocks]
+    return [select_channels(x, block.sliced if cuts else block.others) for block in _blocks(ctx.place, weight)]
 
 
 def _block_gradient(gradient: Tensor, x: Tensor, part: Tensor, block: _Block, ctx: Any) -> Tensor:
@@ -123,29 +122,28 @@ class SlicedLinear(torch.autograd.Function):
         ctx.place = place
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.rebuild = None if kept.is_itself else kept.rebuild
-        channels = torch.tensor(place.channels, device=x.device)
-        inputs = (_features(x, channels, place),) if kept.is_itself else kept.tensors
-        ctx.save_for_backward(part, weight, channels, *inputs)
+        inputs = (_features(x, place),) if kept.is_itself else kept.tensors
+        ctx.save_for_backward(part, weight, *inputs)
         return F.linear(x, *cast_like(x, weight, bias))
 
     @staticmethod
     @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of ``x``, ``part`` and ``bias``."""
-        part, weight, channels, *inputs = ctx.saved_tensors
+        part, weight, *inputs = ctx.saved_tensors
         for_x = for_part = for_bias = None
         rows = gradient.reshape(-1, gradient.shape[-1])
         if ctx.needs_input_grad[0]:
             for_x = gradient @ weight.to(gradient.dtype)
         if ctx.needs_input_grad[1]:
-            x = inputs[0] if ctx.rebuild is None else _features(ctx.rebuild(*inputs), channels, ctx.place)
+            x = inputs[0] if ctx.rebuild is None else _features(ctx.rebuild(*inputs), ctx.place)
             x = x.reshape(-1, x.shape[-1])
-            product = x.t() @ rows if ctx.place.inner else rows.index_select(1, channels).t() @ x
+            product = x.t() @ rows if ctx.place.inner else ctx.place.select(rows, 1).t() @ x
             for_part = product.to(part.dtype)
         if ctx.needs_input_grad[3]:
             for_bias = rows.sum(0, dtype=ctx.bias_dtype)
         return for_x, for_part, None, for_bias, None, None
 
 
-def _features(x: Tensor, channels: Tensor, place: Channels) -> Tensor:
-    return x.index_select(-1, channels) if place.inner else x
+def _features(x: Tensor, place: Channels) -> Tensor:
+    return place.select(x, -1) if place.inner else x

@@ -380,6 +380,17 @@ class TestNorms:
         for total in ("parameter_count", "macs"):
             assert sum(getattr(layer, total) for layer in tied) == sum(getattr(layer, total) for layer in plain)
 
+    def test_are_tied_to_nothing_but_convolutions_and_linear_layers(self):
+        case = next(case for case in SMALL if case.name == "timm-vit")
+        norms = [layer for layer in find_layers(case.build(), case.batch(1), tie_norm=True) if layer.kind == "norm"]
+        assert [layer.name for layer in norms] == ["blocks.0.norm2", "blocks.1.norm2"]  # these follow attention
+
+    def test_are_not_tied_to_a_head(self):
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.LayerNorm(2))
+        layers = find_layers(model, torch.zeros(2, 3), head="1", tie_norm=True)
+        assert [layer.name for layer in layers] == ["0", "2"]
+        assert layers.head_parameters == ("1.weight", "1.bias")
+
     def test_channels_of_a_norm_over_images_as_wide_as_it_has_channels(self):
         from timm.layers import LayerNorm2d
 

@@ -299,6 +299,8 @@ def test_refuses_double_backward() -> None:
         ((torch.ones(2, 4, 5, 5), torch.ones(2, 4, 3, 3)), {"padding": "same", "stride": 2}),
         ((torch.ones(2, 4, 5, 5), torch.ones(2, 4, 3, 3)), {"padding": "some"}),
         ((torch.ones(2, 4, 5, 5), torch.ones(2, 4, 3, 3)), {"stride": (1, 1, 1)}),
+        ((torch.ones(2, 4, 5, 5), torch.ones(2, 4, 1, 1)), {"stride": (2, 2, 2)}),
+        ((torch.ones(2, 4, 5, 5), torch.ones(2, 4, 1, 1)), {"stride": (2, 0)}),
         ((torch.ones(2, 4, 5, 5), torch.ones(2, 4, 3, 3, dtype=torch.float64)), {}),
         ((torch.ones(2, 4, 2, 2), torch.ones(2, 4, 3, 3)), {}),
     ],

@@ -179,7 +179,6 @@ PUBLISHED = {
     "mobilenetv2_100": 64,
     "efficientnet_b0": 64,
     "mobilenetv3_small_100": 64,
-    "vgg11": 64,
     "regnety_002": 64,
     "densenet121": 64,
     "convnext_atto": 64,
@@ -196,8 +195,9 @@ PUBLISHED = {
 def test_lean_keeps_no_more_than_stock_of_published_models(name: str, side: int, state) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(13)
-    model = timm.create_model(name, pretrained=False, num_classes=7)
+    # In float64: statistics of a few pixels blow up the least difference in rounding.
+    model = timm.create_model(name, pretrained=False, num_classes=7).double()
     state(model)
-    stock, thin = in_stock_and_in_lean(model, torch.randn(2, 3, side, side))
+    stock, thin = in_stock_and_in_lean(model, torch.randn(2, 3, side, side).double())
     assert_gradients_agree(thin, stock)
     assert thin.kept <= stock.kept

@@ -116,7 +116,7 @@ def _lean(
 ) -> Tensor:
     """The convolution that keeps least; ``stock`` where that is the stock one, or has to judge the arguments."""
     dims = len(far)
-    if not is_ordinary(x, weight, bias) or weight.dim() != dims + 2 or x.dim() not in (dims + 1, dims + 2):
+    if not is_ordinary(x, weight, bias) or not _fits(x, weight, geometry, dims):
         return stock()
     stride = geometry.stride if mixes_channels(weight.shape, geometry) else (1,) * dims
     if any(step > 1 for step in stride):
@@ -136,6 +136,16 @@ def _lean(
         out = _Convolution.apply(batch, weight, bias, geometry, kept)
     result: Tensor = out if x.dim() == dims + 2 else out.squeeze(0)
     return result
+
+
+def _fits(x: Tensor, weight: Tensor, geometry: Geometry, dims: int) -> bool:
+    walk = (geometry.stride, geometry.padding, geometry.dilation, geometry.output_padding)
+    return (
+        weight.dim() == dims + 2
+        and x.dim() in (dims + 1, dims + 2)
+        and all(len(lengths) == dims for lengths in walk)
+        and all(step > 0 for step in geometry.stride)
+    )
 
 
 def _prepare(x: Tensor, *, dtype: torch.dtype, far: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:

@@ -34,7 +34,7 @@ class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is
 
     def __enter__(self) -> Self:
         holders_of_unshared()  # it takes a backward pass to measure, so not in the middle of another one
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_function__(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adabet.topology.betti import betti_one
 
-DRAWS = 32
+DRAWS = 16
 """Random halves of the samples; with their complements twice as many sub-clouds."""
 
 

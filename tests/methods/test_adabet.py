@@ -12,6 +12,7 @@ from adabet.errors import ActivationError, LayerError, OptionError
 from adabet.layers import find_layers
 from adabet.methods import rank, select
 from adabet.topology import Prober, betti_one
+from adabet.topology.stability import DRAWS
 from tests.cases.models import SMALL, small_images, small_net
 from tests.topology.test_probe import direct_distances, kept_activations
 
@@ -137,7 +138,7 @@ class TestCertainty:
         ranking = rank(model, BATCHES, seed=5)
         distances = Prober(model, BATCHES).probe().distances["conv1"]
         generator, counts = torch.Generator().manual_seed(5), []
-        for _ in range(32):
+        for _ in range(DRAWS):
             order = torch.randperm(40, generator=generator)
             counts += [betti_one(distances[rows][:, rows]).item() for rows in (order[:20], order[20:])]
         assert ranking.layers[0].spread == pytest.approx(np.std(counts, ddof=1))

@@ -12,6 +12,7 @@ from adabet.layers import find_layers, forward_call, inputs_of, take_samples
 from adabet.layers.batches import tensors_of
 from adabet.memory import measure_peak
 from adabet.topology import Prober
+from adabet.topology.sketch import BUCKETS, TABLE
 from tests.cases.models import SMALL, SmallNet, small_images, small_net, state_of
 
 CASES = {case.name: case for case in SMALL}
@@ -383,8 +384,9 @@ class TestMemory:
         assert one_slice > 2 * activation
         prober = Prober(model, batches, sketch=256)
         sketches = 12 * 40 * 256 * 4
-        table = 2**16 * 4 + 4 * 8 * 2**13 * 4 + 12 * 40 * 40 * 8
-        assert measure_peak(prober.probe) < one_slice + sketches + 2 * table
+        distances = 12 * 40 * 40 * 8
+        sums_and_signs = 3 * 8 * BUCKETS * 4 + 2 * TABLE * 4
+        assert measure_peak(prober.probe) < one_slice + sketches + distances + sums_and_signs
 
     @pytest.mark.parametrize(("options", "slices"), [({}, 5), ({"samples_in_memory": 16}, 2), ({"sketch": 64}, 1)])
     def test_no_more_than_one_layer_of_all_slices_is_alive(self, options, slices):

@@ -102,8 +102,11 @@ def _to_places(indices: Tensor, window: Window, plane: Sequence[int]) -> Tensor:
     place_at = torch.zeros(int(offsets.max()) + 1, dtype=dtype)
     place_at[offsets] = torch.arange(len(offsets), dtype=dtype)
     origins, place_at = origins.to(indices.device), place_at.to(indices.device)
-    parts = indices.split(_samples(indices))
-    return torch.cat([place_at.index_select(0, as_vector(part.sub_(origins))) for part in parts])
+    places = torch.empty(indices.numel(), dtype=dtype, device=indices.device)
+    samples = _samples(indices)
+    for part, place in zip(indices.split(samples), places.split(samples * prod(indices.shape[1:])), strict=True):
+        torch.index_select(place_at, 0, as_vector(part.sub_(origins)), out=place)
+    return places
 
 
 def _max_pool_rule(dims: int, *operations: Callable[..., Tensor]) -> None:

@@ -32,7 +32,7 @@ def require(module: str, purpose: str) -> ModuleType:
     Raises:
         MissingExtraError: if the module is not installed.
 
-    Example:
+    Examples:
         >>> require("numpy", "counting").__name__
         'numpy'
     """

@@ -11,7 +11,7 @@ VERSION = 1
 def write_record(kind: str, values: dict[str, Any]) -> str:
     """JSON text of a result, with its kind and version in front.
 
-    Example:
+    Examples:
         >>> read_record("adabet/note", write_record("adabet/note", {"text": "hello"}))
         {'text': 'hello'}
     """

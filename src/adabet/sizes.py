@@ -30,7 +30,7 @@ def parse_size(size: str | float) -> int:
     Raises:
         OptionError: if the text is not a size, or the size is not positive.
 
-    Example:
+    Examples:
         >>> parse_size("200MB"), parse_size("1.5 GiB"), parse_size(4096)
         (200000000, 1610612736, 4096)
     """
@@ -47,7 +47,7 @@ def parse_size(size: str | float) -> int:
 def format_size(number: float) -> str:
     """Bytes as people read them, in powers of 1000 with three significant digits.
 
-    Example:
+    Examples:
         >>> format_size(182_400_000), format_size(512), format_size(0)
         ('182 MB', '512 B', '0 B')
     """

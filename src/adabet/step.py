@@ -77,7 +77,7 @@ def train_step(
         TrainingError: if slices cannot give the batch's gradient since a batch-norm in train mode mixes
             samples, or if the loss depends on nothing that trains.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(4, 3)
         >>> batch = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
         >>> _ = train_step(model, batch)
@@ -115,7 +115,7 @@ def train_step(
 def labels_of(batch: Any) -> Any:
     """The labels of a batch: the last element of a tuple or list, a mapping's entry of a usual name, or None.
 
-    Example:
+    Examples:
         >>> labels_of((torch.zeros(2, 3), torch.ones(2)))
         tensor([1., 1.])
     """

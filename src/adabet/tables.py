@@ -6,7 +6,7 @@ from collections.abc import Sequence
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Text columns: the first left-aligned, numbers right-aligned.
 
-    Example:
+    Examples:
         >>> print(table(("layer", "b1"), [("conv1", "12"), ("fc", "3")]))
         layer  b1
         conv1  12

@@ -58,7 +58,7 @@ def model_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         OptionError: if one has no equals sign, or names what the command line has an option for.
 
-    Example:
+    Examples:
         >>> model_arguments(["pad_type=same", "drop_rate=0.1"])
         {'pad_type': 'same', 'drop_rate': 0.1}
     """

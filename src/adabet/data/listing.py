@@ -30,7 +30,7 @@ class Listing:
 def name_some(names: Sequence[str], *, at_most: int = 3) -> str:
     """The first few names, and how many more there are.
 
-    Example:
+    Examples:
         >>> name_some(["hat", "shoe"]), name_some(["a", "b", "c", "d", "e"])
         ('hat, shoe', 'a, b, c and 2 more')
     """

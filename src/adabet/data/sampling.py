@@ -24,7 +24,7 @@ def allocate(capacities: Sequence[int], total: int) -> list[int]:
     Returns:
         Images of each class; they sum to `total`.
 
-    Example:
+    Examples:
         >>> allocate([80, 15, 5], 10), allocate([800, 1, 1], 10)
         ([8, 1, 1], [8, 1, 1])
     """
@@ -51,7 +51,7 @@ def choose(labels: Sequence[int], total: int, *, seed: int, keep: int = 0) -> li
         seed: of the choice.
         keep: images of every class that are never chosen.
 
-    Example:
+    Examples:
         >>> choose([0, 0, 0, 0, 1, 1], 3, seed=0)
         [0, 2, 5]
     """
@@ -70,7 +70,7 @@ class EpochSampler(Sampler[Draw]):
     ran before, or on whether the run was interrupted. Every pass moves on to the next epoch; a training loop
     that resumes calls `set_epoch` first, as `accelerate` and distributed samplers expect.
 
-    Example:
+    Examples:
         >>> sampler = EpochSampler(4, seed=0)
         >>> first, second = list(sampler), list(sampler)
         >>> sampler.set_epoch(0)

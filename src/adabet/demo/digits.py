@@ -64,7 +64,7 @@ def split() -> dict[Part, Tensor]:
     the same way, and dealt out: 40 unlabelled ones to choose layers by, 400 labelled ones to train and validate
     on, and 442 to test.
 
-    Example:
+    Examples:
         >>> {part: len(indices) for part, indices in split().items()}
         {'pretraining': 906, 'unlabelled': 40, 'labelled': 400, 'test': 442}
     """
@@ -110,7 +110,7 @@ def user_conditions(images: Tensor) -> Tensor:
     Returns:
         The same shape and range; nothing is random, so a sample always looks the same.
 
-    Example:
+    Examples:
         >>> user_conditions(torch.zeros(2, 1, 24, 24)).abs().max()
         tensor(0.)
     """

@@ -80,7 +80,7 @@ def demo_model(num_classes: int = CLASSES, *, pretrained: bool = True) -> DigitR
         CheckpointError: if the shipped weights are missing or damaged.
         MissingExtraError: if ``pretrained`` and safetensors is not installed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> demo_model(4, pretrained=False)(torch.zeros(2, 1, 24, 24)).shape
         torch.Size([2, 4])

@@ -108,7 +108,7 @@ def apply(model: nn.Module, selection: Selection, *, batch_norm: str = "eval") -
         SelectionError: if the selection was made for another model, or has channels of a layer that has none.
         OptionError: if batch_norm is something else.
 
-    Example:
+    Examples:
         >>> import torch, adabet
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> selection = adabet.select("head", model, [torch.zeros(2, 4)], head="2")

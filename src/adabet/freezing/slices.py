@@ -98,7 +98,7 @@ def slice_module(
         SelectionError: if the layer lacks the channels or the parameters, if it is sliced or parametrized already, or
             if its weight has no clear channel axis.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(8, 4)
         >>> handle = slice_module(layer, [1, 3], axis="out")
         >>> {name: tuple(parameter.shape) for name, parameter in handle.parameters.items()}
@@ -124,7 +124,7 @@ def change(handle: SlicedModule, channels: Iterable[int]) -> tuple[int, ...]:
     Raises:
         SelectionError: if the layer lacks the channels, or the slice was removed.
 
-    Example:
+    Examples:
         >>> handle = slice_module(nn.Linear(8, 4), [1, 3], axis="out")
         >>> change(handle, [0, 3])
         (-1, 1)

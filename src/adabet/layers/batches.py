@@ -21,7 +21,7 @@ def inputs_of(batch: Any) -> Any:
 
     A tensor is taken as it is; of a tuple or list the first element; of a mapping all but the labels.
 
-    Example:
+    Examples:
         >>> inputs_of((torch.zeros(8, 3), torch.ones(8))).shape
         torch.Size([8, 3])
         >>> list(inputs_of({"input_ids": torch.zeros(8, 5), "labels": torch.ones(8)}))

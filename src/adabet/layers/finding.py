@@ -43,7 +43,7 @@ def find_layers(
     Warns:
         AdabetWarning: naming layers that the forward pass does not reach; they are left out.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
         >>> layers = find_layers(model, torch.zeros(2, 1, 8, 8), head="3")

@@ -34,7 +34,7 @@ def fingerprint(model: nn.Module, head_parameters: Collection[str] = ()) -> Fing
         model: any module.
         head_parameters: full names of the parameters that do not count.
 
-    Example:
+    Examples:
         >>> print(fingerprint(nn.Linear(3, 2)))
         Linear (2 tensors, 8 parameters, ...)
     """

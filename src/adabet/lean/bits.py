@@ -91,7 +91,7 @@ def pack(x: Tensor, test: Callable[[Tensor], Tensor], packed: Tensor) -> None:
         test: gets slices of ``x`` as vectors and answers with booleans of the same length, newly made.
         packed: where to, from `room_for_bits`. Bits past the last element become 0.
 
-    Example:
+    Examples:
         >>> numbers = torch.tensor([3.0, -1.0, 2.0])
         >>> packed = room_for_bits(numbers)
         >>> pack(numbers, lambda part: part > 0, packed)

@@ -61,7 +61,7 @@ def keep(tensor: Tensor) -> Kept:
 
     The gradients stay the same to the bit: a tensor is made again by the operation that made it first.
 
-    Example:
+    Examples:
         >>> pre_activation = torch.randn(4, requires_grad=True)
         >>> activation = torch.nn.functional.silu(pre_activation)
         >>> keep(activation).tensors[0] is activation

@@ -39,7 +39,7 @@ _coarse: dict[Callable[..., Any], Callable[..., Any]] = {}
 class low_bit_lean(lean):  # noqa: N801 - a context manager, named as it is used
     """The `lean` mode with coarse slopes of smooth activations, in an eighth of their memory and less.
 
-    Example:
+    Examples:
         >>> x = torch.linspace(-3, 3, 7, requires_grad=True)
         >>> with low_bit_lean():
         ...     y = torch.nn.functional.silu(x)

@@ -22,7 +22,7 @@ class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is
     Only the forward pass has to run inside. A backward pass leaves every mode, so where it runs forward code again
     (``torch.utils.checkpoint``), that has to enter this one: ``context_fn=lambda: (nullcontext(), lean())``.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Conv2d(3, 8, 3).requires_grad_(False)
         >>> x = torch.randn(2, 3, 8, 8, requires_grad=True)
         >>> with lean():

@@ -25,7 +25,7 @@ def repeated_blocks(model: nn.Module) -> tuple[str, ...]:
     Args:
         model: any module.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
         >>> repeated_blocks(torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
         ('layers.0', 'layers.1')

@@ -164,7 +164,7 @@ def record_allocations(device: torch.device | str = "cpu") -> Iterator[Recording
     Raises:
         TrainingError: if a torch profiler of somebody else's is running.
 
-    Example:
+    Examples:
         >>> with record_allocations() as recording:
         ...     first = torch.empty(1000)
         ...     del first
@@ -193,7 +193,7 @@ def measure_peak(function: Callable[[], object], *, device: torch.device | str =
 
     By CUDA's peak statistics on a GPU, by torch's allocation events on a CPU.
 
-    Example:
+    Examples:
         >>> measure_peak(lambda: torch.zeros(250).clone())
         2000
     """

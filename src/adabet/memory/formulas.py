@@ -116,7 +116,7 @@ def estimate_memory(
     Source: Cai et al. 2020 (TinyTL, arXiv 2007.11622) and its memory profiler; Tenison et al. 2026
     (arXiv 2510.03101), table 3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(100, 10), nn.ReLU(), nn.Linear(10, 5))
         >>> print(estimate_memory(net, torch.zeros(1, 100)))

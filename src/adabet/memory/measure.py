@@ -79,7 +79,7 @@ def measure_memory(
         SelectionError: if the selection is for another model.
         LayerError: if ``recompute`` finds no repeated blocks.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
         >>> report = measure_memory(net, (torch.randn(8, 100), torch.zeros(8, dtype=torch.long)))
         >>> report.training.weights, report.training.gradients, report.training.optimizer

@@ -55,7 +55,7 @@ def trace_operations(model: nn.Module, batch: Any) -> list[Operation]:
         model: any module.
         batch: what `adabet.layers.forward_call` takes; of any number of samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
         >>> [(found.name, found.output_size) for found in trace_operations(net, torch.zeros(2, 4))]

@@ -143,7 +143,7 @@ def rank(model: nn.Module, batches: Iterable[Any], *, method: str = "adabet", **
         UnknownNameError: if there is no such method.
         OptionError: if it does not take an option.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2))
         >>> batches = torch.randn(5, 8, 5, generator=torch.Generator().manual_seed(0))

@@ -26,7 +26,7 @@ class DataConfig:
     Raises:
         OptionError: if a value makes no sense.
 
-    Example:
+    Examples:
         >>> DataConfig(input_size=(3, 224, 224)).replaced(image_size=160, mean=0.5, std=0.5)
         DataConfig(input_size=(3, 160, 160), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), ...)
     """

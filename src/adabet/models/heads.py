@@ -37,7 +37,7 @@ def new_head(model: nn.Module, num_classes: int, *, head: str | None = None) -> 
         ModelError: if no head is found, or it holds no linear layer.
         OptionError: if there is less than one class.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1000))
         >>> new_head(model, 10, head="1"), model[1].out_features
         (('1',), 10)

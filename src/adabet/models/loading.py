@@ -81,7 +81,7 @@ def load_model(
         OptionError: if the options contradict each other or make no sense.
         MissingExtraError: if the library that has the model is not installed.
 
-    Example:
+    Examples:
         >>> loaded = load_model("timm/mobilenetv2_100", num_classes=10, image_size=160, mean=0.5, std=0.5)
         >>> loaded.head, loaded.data_config.input_size
         (('classifier',), (3, 160, 160))

@@ -10,7 +10,7 @@ FORMS = ("demo", "timm/NAME", "torchvision/NAME", "hf/NAME", "a folder")
 def unknown_model(name: str, known: list[str]) -> UnknownNameError:
     """The error for an unknown name: the nearest of more than a thousand, or the forms that names have.
 
-    Example:
+    Examples:
         >>> print(unknown_model("timm/resnet5O", ["timm/resnet50", "timm/vgg16"]))
         unknown model 'timm/resnet5O'; did you mean 'timm/resnet50'?
     """

@@ -121,7 +121,7 @@ def _leave_out_head(model: nn.Module, own: Mapping[str, Tensor], given: dict[str
 def describe_misfit(kinds: Mapping[str, Iterable[str]]) -> str:
     """Kinds of misfit in one line, each with its count, its first names and the rest counted.
 
-    Example:
+    Examples:
         >>> describe_misfit({"missing": ["a", "b", "c", "d", "e"], "unexpected": []})
         '5 missing (a, b, c and 2 more)'
     """

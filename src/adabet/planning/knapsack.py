@@ -29,7 +29,7 @@ def best_set(
     Source: the depth-wise decomposition is that of ElasticTrainer's problem (Huang et al., MobiSys 2023) with bytes
     in place of times.
 
-    Example:
+    Examples:
         >>> best_set([5, 3, 4], [2, 1, 2], [3, 1, 0], budget=4)
         (1, 2)
     """

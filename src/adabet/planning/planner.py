@@ -60,7 +60,7 @@ def plan(
         OptionError: if the budget is no size, or the ratio is outside its range.
         DataError: if there is no batch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
         >>> batches = [(torch.randn(8, 64), torch.zeros(8, dtype=torch.long))] * 5

@@ -52,7 +52,7 @@ def betti_one(distances: Tensor, *, min_persistence: float | None = None) -> Ten
     Source: Tenison et al. 2026 (arXiv 2510.03101), section 3.1; the counting identity follows Koyama et al.
     (arXiv 2307.16333).
 
-    Example:
+    Examples:
         >>> square = torch.tensor([[0., 0.], [0., 1.], [1., 1.], [1., 0.]])
         >>> betti_one(torch.cdist(square, square))
         tensor(1)

@@ -26,7 +26,7 @@ def squared_distances(*parts: Tensor) -> Tensor:
         Squared distances, ``(n, n)`` with n the sum of the ``n_i``, float64, symmetric, zero diagonal, on the
         device of the samples (on the CPU where that device has no float64). Not finite where an activation is not.
 
-    Example:
+    Examples:
         >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
         tensor([[ 0., 25.],
                 [25.,  0.]], dtype=torch.float64)

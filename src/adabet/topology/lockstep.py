@@ -29,7 +29,7 @@ class Lockstep:
     Args:
         meet: called once all have arrived at a point.
 
-    Example:
+    Examples:
         >>> met = []
         >>> steps = Lockstep(lambda point, values: met.append((point, values)))
         >>> steps.run([lambda i=i: steps.arrive("a", i) for i in range(3)])

@@ -28,7 +28,7 @@ class Sketcher:
     Source: Charikar, Chen, Farach-Colton 2002 (count sketch); the error bound as in Weinberger et al. 2009
     (arXiv 0902.2206).
 
-    Example:
+    Examples:
         >>> rows = torch.randn(2, 100_000, generator=torch.Generator().manual_seed(0))
         >>> near = torch.dist(*Sketcher(size=4096)(rows)) / torch.dist(*rows)
         >>> bool(abs(near - 1) < 0.1)

@@ -43,7 +43,7 @@ def spearman(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         Correlations, ``(...)``, float64; NaN where all values of one side are equal.
 
-    Example:
+    Examples:
         >>> spearman(torch.tensor([1, 2, 3]), torch.tensor([10, 20, 30]))
         tensor(1., dtype=torch.float64)
     """

@@ -30,7 +30,7 @@ def count_with_ties(distances: Lengths) -> int:
     Returns:
         The number of H1 bars with death > birth.
 
-    Example:
+    Examples:
         >>> steps = np.abs(np.subtract.outer(range(6), range(6)))
         >>> hexagon = np.minimum(steps, 6 - steps).astype(np.float32)
         >>> count_with_ties(hexagon)

@@ -13,7 +13,7 @@ from torch import nn
 def describe(option: Any) -> Any:
     """An option as JSON can hold it: functions by their name, modules by their text.
 
-    Example:
+    Examples:
         >>> describe(0.1), describe(torch.nn.functional.mse_loss), describe(nn.CrossEntropyLoss())
         (0.1, 'torch.nn.functional.mse_loss', 'CrossEntropyLoss()')
     """

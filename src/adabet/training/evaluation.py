@@ -44,7 +44,7 @@ def evaluate(
     Raises:
         DataError: if the loader is empty, or a batch has other keys than the first or labels out of range.
 
-    Example:
+    Examples:
         >>> model = nn.Identity()
         >>> evaluate(model, [(torch.eye(3), torch.tensor([0, 1, 1]))])["accuracy"]
         0.666...

@@ -24,7 +24,7 @@ def flatten(state: Any, prefix: str) -> tuple[Any, dict[str, Tensor]]:
     Raises:
         CheckpointError: if it holds anything else; nothing is ever pickled.
 
-    Example:
+    Examples:
         >>> import torch
         >>> flatten({0: (1.5, torch.zeros(2))}, "state")
         ({'$pairs': [[0, {'$tuple': [1.5, {'$tensor': 'state.0'}]}]]}, {'state.0': tensor([0., 0.])})
@@ -57,7 +57,7 @@ def flatten(state: Any, prefix: str) -> tuple[Any, dict[str, Tensor]]:
 def unflatten(document: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Put together what `flatten` took apart.
 
-    Example:
+    Examples:
         >>> import torch
         >>> state = {"betas": (0.9, 0.99), "step": {3: torch.tensor(7)}}
         >>> unflatten(*flatten(state, "adam"))

@@ -16,7 +16,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
         logits: ``(samples, classes)``.
         labels: class numbers, ``(samples,)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
         0.5

@@ -30,7 +30,7 @@ class SGDW(torch.optim.SGD):
         learning
     rate as in `torch.optim.AdamW`.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
         >>> weight.grad = torch.tensor([1.0])
         >>> SGDW([weight], lr=0.1, momentum=0.0, weight_decay=0.5).step()

@@ -101,7 +101,7 @@ class FitResult:
         stopped_early: whether training ended before its epochs because validation no longer improved.
         run_dir: the run folder, if there is one.
 
-    Example:
+    Examples:
         >>> record = EpochRecord(1, 0.9, 0.7, {"accuracy": 0.75}, 1e-3, 12.0, None)
         >>> result = FitResult("adabet", ("conv", "head"), 120, 1200, "accuracy", (record,), "best")
         >>> print(result)

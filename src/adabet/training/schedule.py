@@ -16,7 +16,7 @@ def cosine(step: int, steps: int) -> float:
 
     Source: Loshchilov and Hutter 2017 (arXiv 1608.03983), equation 5, one period without restarts.
 
-    Example:
+    Examples:
         >>> [round(cosine(step, 4), 3) for step in range(5)]
         [1.0, 0.854, 0.5, 0.146, 0.0]
     """

@@ -1,4 +1,5 @@
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -317,3 +318,31 @@ def test_counting_references_leaves_the_engine_free_to_sum_in_place() -> None:
     assert names == ["aten::add_"]
     assert notes == [False, True]
     assert torch.equal(x.grad, torch.full((4,), 18.0))
+
+
+def test_what_was_kept_goes_as_the_backward_pass_goes_on() -> None:
+    x, weight = torch.randn(8, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
+    with lean():
+        pre_activation = x * 1
+        activation = F.silu(pre_activation)
+        loss = (F.linear(activation, weight) * activation.sigmoid()).sum()
+    kept = weakref.ref(pre_activation)
+    del pre_activation, activation
+    assert kept() is not None
+    loss.backward()
+    assert kept() is None
+
+
+def test_checkpoint_of_an_activation_that_somebody_keeps() -> None:
+    scale = nn.Parameter(torch.randn(8))
+
+    def block(x: Tensor) -> Tensor:
+        h = F.relu(x * 1)
+        return F.silu(h) + h * scale
+
+    x = images()
+    with lean():
+        y = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), lean()))
+    mine = torch.autograd.grad(y.sum(), [x, scale])
+    for one, other in zip(mine, torch.autograd.grad(block(x).sum(), [x, scale]), strict=True):
+        torch.testing.assert_close(one, other)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from adabet.lean.bits import is_dense
+from adabet.lean.rules import is_repeated
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Kept:
 
     def then(self, function: Callable[[Tensor], Tensor]) -> "Kept":
         """What stands for ``function`` of the tensor; it must give the same bits each time."""
-        return Kept(self.tensors, lambda *tensors: function(self.rebuild(*tensors)))
+        rebuild = self.rebuild  # not self, which would hold the tensors longer than the node that saves them
+        return Kept(self.tensors, lambda *tensors: function(rebuild(*tensors)))
 
 
 NOTHING = Kept((), lambda: torch.empty(0))
@@ -79,10 +81,10 @@ def keep(tensor: Tensor) -> Kept:
 
 def together(function: Callable[[Tensor, Tensor], Tensor], first: Kept, second: Kept) -> Kept:
     """What stands for ``function`` of two tensors; it must give the same bits each time."""
-    split = len(first.tensors)
+    split, one, other = len(first.tensors), first.rebuild, second.rebuild
     return Kept(
         (*first.tensors, *second.tensors),
-        lambda *tensors: function(first.rebuild(*tensors[:split]), second.rebuild(*tensors[split:])),
+        lambda *tensors: function(one(*tensors[:split]), other(*tensors[split:])),
     )
 
 
@@ -119,6 +121,8 @@ def remember_mask(output: Tensor, mask: Tensor) -> None:
 
 
 def _drop_mask(output: Tensor) -> None:
+    if is_repeated():
+        return
     reference, version = _masks.pop(output, (None, 0))
     mask = reference() if reference is not None else None
     if mask is not None and version == output._version:

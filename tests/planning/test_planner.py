@@ -24,6 +24,15 @@ def batches(size=96, channels=3, classes=4, batch=8):
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Kernels' scratch depends on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def resnet():
     torch.manual_seed(0)

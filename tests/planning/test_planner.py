@@ -58,7 +58,7 @@ def test_a_plan_fits_when_its_whole_step_is_measured(resnet, full, share):
     assert report.training.total <= found.budget
     assert found.measured <= found.budget
     whole = len(found.selection.layers) == found.selection.candidates and found.micro_batch == 8
-    assert whole or found.used > 0.8
+    assert whole or found.used > 0.7
 
 
 def test_planning_itself_stays_within_the_budget(resnet, full, monkeypatch):

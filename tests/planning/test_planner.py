@@ -9,7 +9,7 @@ import adabet
 from adabet.errors import BudgetError, DataError, OptionError
 from adabet.memory import measure_memory
 from adabet.planning import Plan, plan
-from adabet.planning.bytes_by_layer import saved_bytes
+from adabet.memory.bytes_by_layer import saved_bytes
 from adabet.sizes import parse_size
 
 

@@ -17,7 +17,7 @@ def command(*, as_json: Json = False) -> None:
 
     if as_json:
         entries = [
-            {name: value for name, value in asdict(method).items() if name != "rank"} for method in METHODS.values()
+            {name: value for name, value in asdict(method).items() if name != "start"} for method in METHODS.values()
         ]
         out.print_json(json.dumps(entries))
         return

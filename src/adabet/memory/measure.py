@@ -19,7 +19,7 @@ from adabet.memory.unchanged import unchanged
 from adabet.selection import Selection
 from adabet.step import Loss, train_step
 
-OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Sequence[Any]], torch.optim.Optimizer]
 """Makes an optimizer for the parameters that train."""
 
 OPTIMIZERS: dict[str, OptimizerFactory] = {

@@ -1,17 +1,22 @@
 """The methods by name. Each ranks layers; selections follow from the ranking."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from adabet.errors import DataError, OptionError, UnknownNameError
 from adabet.layers import Layer, Layers, find_layers, fingerprint, forward_call
 from adabet.layers.batches import Forward
+from adabet.methods.dynamic import Dynamic, Moment, Turn
 from adabet.ranking import RankedLayer, Ranking
 from adabet.selection import Axis, Selection
+from adabet.step import Loss
 from adabet.topology.probe import Progress
 
 
@@ -30,6 +35,15 @@ class Request:
             paper's reference code does.
         forward: how to run the model on a batch.
         progress: told after every forward pass.
+        layer_ratio: share of the layers that may train, for methods that select by themselves.
+        channel_ratio: share of the channels of each, for methods that select by themselves.
+        memory: bytes that a training step may take at its peak, everything counted, or None; kept by the methods that
+            are registered with ``budget=True``.
+        loss: ``loss(outputs, labels)``, for methods that need gradients; None for the default of `train_step`.
+        optimizer: makes the run's optimizer, or None where there is no run.
+        micro_batch: samples in memory at once, or None for whole batches.
+        val_batches: held-out batches, for methods that want them, or None.
+        every: select again every so many epochs, for methods that rank layers; None selects once.
     """
 
     model: nn.Module
@@ -41,6 +55,14 @@ class Request:
     head_as_candidate: bool = False
     forward: Forward = forward_call
     progress: Progress | None = None
+    layer_ratio: float = 0.1
+    channel_ratio: float = 1.0
+    memory: int | None = None
+    loss: Loss | None = None
+    optimizer: Callable[[Sequence[Any]], Optimizer] | None = None
+    micro_batch: int | None = None
+    val_batches: Iterable[Any] | None = None
+    every: int | None = None
 
     @property
     def head_paths(self) -> str | Sequence[str] | None:
@@ -75,7 +97,10 @@ class Request:
         )
 
 
-Rank = Callable[..., Ranking]
+Found = Ranking | Selection | Dynamic
+"""What a method may be: scores for all layers, a selection of its own, or one that chooses again while training."""
+
+Start = Callable[..., Found]
 
 
 @dataclass(frozen=True)
@@ -84,34 +109,44 @@ class Method:
 
     Attributes:
         name: what users call it.
-        rank: ``rank(request, **options) -> Ranking``.
+        start: ``start(request, **options)`` gives a `Ranking`, a `Selection` or a `Dynamic`.
         summary: one line.
         needs: what it looks at: nothing, forward passes, labels, gradients, ...
         source: where it comes from.
+        budget: whether it keeps to ``Request.memory`` by itself.
     """
 
     name: str
-    rank: Rank
+    start: Start
     summary: str
     needs: str
     source: str
+    budget: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it chooses: ``"ranks layers"``, ``"selects"`` or ``"selects again"`` while training."""
+        found = typing.get_type_hints(self.start).get("return")
+        return KINDS.get(found, "selects again")  # type: ignore[arg-type]
 
     @property
     def options(self) -> tuple[str, ...]:
         """Names of the options that this method takes beside those of `Request`."""
-        parameters = inspect.signature(self.rank).parameters.values()
+        parameters = inspect.signature(self.start).parameters.values()
         return tuple(item.name for item in parameters if item.kind is inspect.Parameter.KEYWORD_ONLY)
 
+
+KINDS = {Ranking: "ranks layers", Selection: "selects"}
 
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, *, needs: str, source: str) -> Callable[[Rank], Rank]:
+def register(name: str, *, needs: str, source: str, budget: bool = False) -> Callable[[Start], Start]:
     """Enter a method into the registry; its summary is the first line of its docstring."""
 
-    def enter(function: Rank) -> Rank:
+    def enter(function: Start) -> Start:
         summary = (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".")
-        METHODS[name] = Method(name, function, summary, needs, source)
+        METHODS[name] = Method(name, function, summary, needs, source, budget)
         return function
 
     return enter
@@ -141,7 +176,7 @@ def rank(model: nn.Module, batches: Iterable[Any], *, method: str = "adabet", **
 
     Raises:
         UnknownNameError: if there is no such method.
-        OptionError: if it does not take an option.
+        OptionError: if it does not take an option, or selects without a ranking of layers.
 
     Examples:
         >>> import torch
@@ -151,6 +186,28 @@ def rank(model: nn.Module, batches: Iterable[Any], *, method: str = "adabet", **
         >>> ranking.select(layer_ratio=0.5).candidates
         2
     """
+    found = start(method, model, batches, **options)
+    if not isinstance(found, Ranking):
+        raise OptionError(
+            f"method {method!r} gives no ranking of layers, it {find_method(method).kind}; "
+            f"use adabet.select or adabet.fit with method={method!r}"
+        )
+    return found
+
+
+def start(method: str, model: nn.Module, batches: Iterable[Any], **options: Any) -> Found:
+    """What a method gives for a model: a ranking, a selection, or a method at work in a run.
+
+    Args:
+        method: a name from the registry.
+        model: any module; left as it was.
+        batches: what it may look at.
+        options: those of `Request` and the method's own.
+
+    Raises:
+        UnknownNameError: if there is no such method.
+        OptionError: if it does not take an option.
+    """
     entry = find_method(method)
     shared = {name for name in Request.__dataclass_fields__ if name not in ("model", "batches")}
     for name in options:
@@ -159,7 +216,33 @@ def rank(model: nn.Module, batches: Iterable[Any], *, method: str = "adabet", **
                 f"method {method!r} takes no option {name!r}; it takes {', '.join(sorted(shared | set(entry.options)))}"
             )
     request = Request(model, batches, **{name: value for name, value in options.items() if name in shared})
-    return entry.rank(request, **{name: value for name, value in options.items() if name not in shared})
+    if request.memory is not None and not entry.budget:
+        raise OptionError(f"method {method!r} keeps to no budget by itself; leave memory out, or use adabet.plan")
+    own = {name: value for name, value in options.items() if name not in shared}
+    if request.every is not None:
+        if entry.kind != KINDS[Ranking] or request.every < 1:
+            raise OptionError(
+                f"expected every, epochs between selections, of at least 1 with a method that ranks layers; "
+                f"got every={request.every} with {method!r}"
+            )
+        return Again(entry, request, own)
+    return entry.start(request, **own)
+
+
+class Again(Dynamic):
+    """A method that ranks layers, asked again every few epochs."""
+
+    def __init__(self, method: Method, request: Request, options: Mapping[str, Any]) -> None:
+        self._method, self._request, self._options = method, request, options
+
+    def due(self, moment: Moment) -> bool:
+        """At the start of every so many epochs."""
+        return moment.starts_epoch and (moment.epoch - 1) % (self._request.every or 1) == 0
+
+    def turn(self, moment: Moment) -> Turn:  # noqa: ARG002 - the model's weights say it all
+        """The ranking's best at this moment."""
+        ranking = self._method.start(self._request, **self._options)
+        return Turn(ranking.select(layer_ratio=self._request.layer_ratio, channel_ratio=self._request.channel_ratio))
 
 
 def select(
@@ -172,11 +255,24 @@ def select(
     axis: Axis = "out",
     **options: Any,
 ) -> Selection:
-    """Rank by a method and select in one go; see `rank` and `Ranking.select` for the arguments."""
-    if channel_ratio < 1 and "channels" in find_method(method).options:
+    """Select by a method in one go; see `rank` and `Ranking.select` for the arguments.
+
+    Of a method that selects again while training, this is what it would begin with.
+    """
+    own = find_method(method).options
+    if channel_ratio < 1 and "channels" in own:
         options = {"channels": layer_ratio, "axis": axis, **options}
-    ranking = rank(model, batches, method=method, **options)
-    return ranking.select(layer_ratio=layer_ratio, channel_ratio=channel_ratio, axis=axis)
+    found = start(method, model, batches, layer_ratio=layer_ratio, channel_ratio=channel_ratio, **options)
+    if isinstance(found, Dynamic):
+        return found.turn(Moment(1, 1, 1, None, optimizer_outside_a_run)).selection
+    if isinstance(found, Ranking):
+        return found.select(layer_ratio=layer_ratio, channel_ratio=channel_ratio, axis=axis)
+    return found
+
+
+def optimizer_outside_a_run(parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+    """The paper's optimizer, for methods that are asked outside a run."""
+    return torch.optim.SGD(list(parameters.values()), lr=1e-3, momentum=0.9)
 
 
 def scored(layers: Layers, score: Callable[[int, Layer], float]) -> list[RankedLayer]:

@@ -10,6 +10,7 @@ from adabet.errors import BudgetError, DataError, OptionError
 from adabet.layers import inputs_of, sample_count
 from adabet.lean.recompute import repeated_blocks
 from adabet.memory import MemoryReport
+from adabet.memory.measure import OptimizerFactory
 from adabet.methods import rank
 from adabet.methods.registry import find_method
 from adabet.planning.plan import Plan
@@ -26,7 +27,7 @@ def plan(
     memory: str | float,
     method: str = "adabet",
     layer_ratio: float = 1.0,
-    optimizer: str = "sgd momentum",
+    optimizer: str | OptimizerFactory = "sgd momentum",
     loss: Loss | None = None,
     seed: int = 0,
     **options: Any,
@@ -80,7 +81,9 @@ def plan(
             f"{format_size(budget)} is too little: training the head of {type(model).__name__} alone takes "
             f"{format_size(_rounded_up(base.training.total))} with one sample at a time; give at least that"
         )
-    ranking = rank(model, held, method=method, seed=seed, **_within(budget, base, method, options))
+    ranking = rank(
+        model, held, method=method, seed=seed, loss=loss, micro_batch=1, **_within(budget, base, method, options)
+    )
     search = Search(trials, ranking, head, base, layer_ratio)
     best = search.best(recompute=False)
     if len(best.selection.layers) < ranking.count(layer_ratio) and repeated_blocks(model):
@@ -95,7 +98,7 @@ def plan(
         budget=budget,
         predicted=round(best.predicted),
         measured=best.measured,
-        optimizer=optimizer,
+        optimizer=optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", "optimizer"),
         full=round(search.everything()),
         notes=search.notes(best),
         options={"method": method, "layer_ratio": layer_ratio, "seed": seed},

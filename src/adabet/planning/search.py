@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from adabet.layers import inputs_of, take_samples
 from adabet.memory import MemoryReport
-from adabet.planning.bytes_by_layer import saved_bytes
+from adabet.memory.bytes_by_layer import saved_bytes
 from adabet.planning.knapsack import best_set
 from adabet.planning.trials import Trials
 from adabet.ranking import RankedLayer, Ranking

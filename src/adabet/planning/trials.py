@@ -7,6 +7,7 @@ from torch import nn
 
 from adabet.layers import inputs_of, sample_count, take_samples
 from adabet.memory import MemoryReport, measure_memory
+from adabet.memory.measure import OptimizerFactory
 from adabet.selection import Selection
 from adabet.step import Loss
 
@@ -19,7 +20,9 @@ class Trials:
         largest: the highest peak of any trial, in bytes.
     """
 
-    def __init__(self, model: nn.Module, batch: Any, budget: int, optimizer: str, loss: Loss | None) -> None:
+    def __init__(
+        self, model: nn.Module, batch: Any, budget: int, optimizer: str | OptimizerFactory, loss: Loss | None
+    ) -> None:
         self.model, self.batch, self.budget = model, batch, budget
         self.optimizer, self.loss = optimizer, loss
         self.batch_size = sample_count(inputs_of(batch))

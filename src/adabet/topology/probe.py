@@ -1,5 +1,6 @@
 """Forward passes over unlabelled samples that leave, of every layer, only distances between the samples."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ CHANNEL_BYTES = 2**25
 """Room for the distances of channels at one time; more channels take another round of passes."""
 
 Progress = Callable[[int, int], None]
-"""Called with the number of forward passes done and that of all."""
+"""Called with how much is done and how much there is in all, in steps of about equal length."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Prober:
         blocks: see `find_layers`.
         tie_norm: see `find_layers`.
         forward: how to run the model on a batch.
-        progress: told after every forward pass.
+        progress: told whenever a layer is done with in all slices that run side by side, or with a sketch after
+            every forward pass.
     """
 
     def __init__(
@@ -97,30 +99,37 @@ class Prober:
         if self._sketcher is None:
             squared = self._swept(layers, lambda _: squared_distances)
         else:
-            squared = self._sketched(layers, self._sketcher)
+            squared = self._sketched(layers, self._sketcher, squared_distances)
         distances = {name: total.sqrt() for name, total in squared.items()}
         return Probe(self.layers, distances, self.pool.samples, exact=self._sketcher is None)
 
     def channel_distances(self, layers: Sequence[Layer], *, axis: str = "out") -> Iterable[tuple[Layer, Tensor]]:
         """Distances between the samples for every output (or input) channel of some layers.
 
+        With a sketch they come from a sketch of each channel; channels of no more places than its size are exact.
+
         Yields:
             Each layer with its distances, ``(channels, n, n)``.
         """
         for group in self._groups(layers, axis):
-            squared = self._swept(
-                group, lambda layer: partial(channel_squared_distances, channel_axis=layer.channel_axis or -1), axis
-            )
+            if self._sketcher is None:
+                squared = self._swept(
+                    group, lambda layer: partial(channel_squared_distances, channel_axis=layer.channel_axis or -1), axis
+                )
+            else:
+                between = partial(channel_squared_distances, channel_axis=1)
+                squared = self._sketched(group, self._sketcher, between, axis, by_channel=True)
             for layer in group:
                 yield layer, squared[layer.name].sqrt()
 
     def _groups(self, layers: Sequence[Layer], axis: str) -> Iterable[list[Layer]]:
-        """Layers whose channels' distances fit into memory together."""
+        """Layers whose channels' distances (and sketches) fit into memory together."""
         group: list[Layer] = []
         room = CHANNEL_BYTES
         for layer in layers:
             channels = layer.out_channels if axis == "out" else layer.in_channels
-            size = (channels or 0) * self.pool.samples**2 * 4
+            width = self.pool.samples + (0 if self._sketcher is None else self._sketcher.size)
+            size = (channels or 0) * self.pool.samples * width * 4
             if group and size > room:
                 yield group
                 group, room = [], CHANNEL_BYTES
@@ -136,29 +145,49 @@ class Prober:
         by_name = {layer.name: layer for layer in layers}
         totals: dict[str, Tensor] = {}
         done = torch.eye(self.pool.samples, dtype=torch.bool)
+        steps_of_round = sum(layer.calls for layer in layers)
         for number, chosen in enumerate(self._rounds):
             rows = torch.cat([self._rows(index) for index in chosen])
             fresh = ~done[rows[:, None], rows]
+            step = itertools.count(1)
 
-            def meet(name: str, parts: list[Tensor], rows: Tensor = rows, fresh: Tensor = fresh) -> None:
+            def meet(
+                name: str,
+                parts: list[Tensor],
+                rows: Tensor = rows,
+                fresh: Tensor = fresh,
+                number: int = number,
+                step: Iterator[int] = step,
+            ) -> None:
                 _check_alike(name, [part.shape[1:] for part in parts])
                 found = measure(by_name[name])(*parts)
                 _check_finite(name, found)
                 if name not in totals:
                     totals[name] = found.new_zeros((*found.shape[:-2], self.pool.samples, self.pool.samples))
                 totals[name][..., rows[:, None], rows] += found * fresh.to(found.device)
+                # a layer may run more often than it did for one sample
+                within = min(next(step), steps_of_round)
+                self._report(number * steps_of_round + within, len(self._rounds) * steps_of_round)
 
             steps = Lockstep(meet)
             count = partial(self._count, steps, chosen)
             with self._listening(layers, steps.arrive, count, axis):
                 steps.run([partial(self._forward, self.model, self.pool.slices[index]) for index in chosen])
             done[rows[:, None], rows] = True
-            self._report(number, len(self._rounds))
         self._check_complete(layers, totals)
         return totals
 
-    def _sketched(self, layers: Sequence[Layer], sketcher: Sketcher) -> dict[str, Tensor]:
-        """Squared distances between random projections, one slice after the other."""
+    def _sketched(
+        self,
+        layers: Sequence[Layer],
+        sketcher: Sketcher,
+        between: Callable[..., Tensor],
+        axis: str = "out",
+        *,
+        by_channel: bool = False,
+    ) -> dict[str, Tensor]:
+        """Squared distances between random projections, of whole layers or channels, one slice after the other."""
+        axes = {layer.name: layer.channel_axis or -1 for layer in layers}
         parts: dict[str, list[list[Tensor]]] = {}
         shapes: dict[tuple[str, int], torch.Size] = {}
         for index, inputs in enumerate(self.pool.slices):
@@ -168,15 +197,15 @@ class Prober:
                 sketches = calls.setdefault(name, [])
                 shape = activation.shape[1:]
                 _check_alike(name, [shapes.setdefault((name, len(sketches)), shape), shape])
-                sketch = sketcher(activation)
+                sketch = _channel_sketches(sketcher, activation, axes[name]) if by_channel else sketcher(activation)
                 _check_finite(name, sketch)
                 sketches.append(sketch)
 
-            with self._listening(layers, keep, partial(self.pool.sizes.__getitem__, index)):
+            with self._listening(layers, keep, partial(self.pool.sizes.__getitem__, index), axis):
                 self._forward(self.model, inputs)
             for name, sketches in calls.items():
                 parts.setdefault(name, []).append(sketches)
-            self._report(index, len(self.pool.slices))
+            self._report(index + 1, len(self.pool.slices))
         self._check_complete(layers, parts)
         totals: dict[str, Tensor] = {}
         for name, slices in parts.items():
@@ -185,7 +214,7 @@ class Prober:
                     f"layer {name!r} does not run alike for all batches; give batches that take the same path"
                 )
             for call in zip(*slices, strict=True):
-                totals[name] = squared_distances(*call) + totals.get(name, 0)
+                totals[name] = between(*call) + totals.get(name, 0)
         return totals
 
     @contextmanager
@@ -203,7 +232,7 @@ class Prober:
             tensor = first_floating(output if axis == "out" else arguments)
             if tensor is not None:
                 shape = layer.output_shape if axis == "out" else layer.input_shape
-                receive(layer.name, _by_sample(layer.name, tensor, count(), shape))
+                receive(layer.name, by_sample(layer.name, tensor, count(), shape))
 
         with observing(self.model) as handles:
             for layer in layers:
@@ -218,9 +247,9 @@ class Prober:
         start = self.pool.starts[index]
         return torch.arange(start, start + self.pool.sizes[index])
 
-    def _report(self, number: int, total: int) -> None:
+    def _report(self, done: int, total: int) -> None:
         if self._progress is not None:
-            self._progress(number + 1, total)
+            self._progress(done, total)
 
     @staticmethod
     def _check_complete(layers: Sequence[Layer], seen: dict[str, Any]) -> None:
@@ -231,7 +260,7 @@ class Prober:
             )
 
 
-def _by_sample(name: str, output: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
+def by_sample(name: str, output: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
     """An activation with the samples along the first axis, ``(count, ...)``, as a view where possible.
 
     Args:
@@ -259,6 +288,13 @@ def _by_sample(name: str, output: Tensor, count: int, shape: tuple[int, ...]) ->
             "the samples"
         )
     return output.unsqueeze(0).expand(count, *output.shape)
+
+
+def _channel_sketches(sketcher: Sketcher, activation: Tensor, channel_axis: int) -> Tensor:
+    """Sketches of every channel of an activation ``(n, ...)`` by itself, ``(n, channels, size or less)``."""
+    channels = activation.movedim(channel_axis, 1)
+    rows = channels.reshape(channels.shape[0] * channels.shape[1], -1)
+    return sketcher(rows).view(channels.shape[0], channels.shape[1], -1)
 
 
 def _check_alike(name: str, shapes: Sequence[torch.Size]) -> None:

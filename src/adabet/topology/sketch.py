@@ -7,8 +7,9 @@ from torch import Tensor
 
 from adabet.errors import OptionError
 
-BUCKETS = 2**15
-"""Features that are added up side by side; long enough that a call costs little beside its work."""
+BUCKETS = 2**13
+"""Features that are added up side by side: long enough that a call costs little beside its work, short enough that the
+sums of small layers, as long as that, do not cost more than their features."""
 
 TABLE = 2**16
 """Length of the table of random signs that all features draw from."""
@@ -22,7 +23,7 @@ class Sketcher:
     ``size`` are kept as they are.
 
     Args:
-        size: numbers kept of each row; a power of two up to 32768.
+        size: numbers kept of each row; a power of two up to 8192.
         seed: of the random signs; equal seeds give equal sketches.
 
     Source: Charikar, Chen, Farach-Colton 2002 (count sketch); the error bound as in Weinberger et al. 2009

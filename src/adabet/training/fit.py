@@ -7,18 +7,19 @@ from typing import Any, Literal
 
 from torch import nn
 
-from adabet.errors import LayerError, OptionError
+from adabet.errors import OptionError
 from adabet.files import write_text
-from adabet.freezing import apply
 from adabet.memory import MemoryReport, measure_memory
-from adabet.methods import select
+from adabet.methods import Turn
 from adabet.planning import Plan
 from adabet.selection import Selection
 from adabet.step import Loss
 from adabet.training.batches import length_of
 from adabet.training.checkpoint import Checkpoint
+from adabet.training.choosing import Chooser
 from adabet.training.config import describe, short_digest
-from adabet.training.delta import load_delta, save_delta
+from adabet.training.course import Course, first_turn
+from adabet.training.delta import load_delta
 from adabet.training.evaluation import Metric, modes_kept
 from adabet.training.loop import Training
 from adabet.training.objective import loss_for
@@ -28,7 +29,14 @@ from adabet.training.progress import Progress
 from adabet.training.random_state import random_state_kept, seed_everything
 from adabet.training.result import FitResult
 from adabet.training.schedule import Schedule, find_schedule
-from adabet.training.start import check_loaders, check_options, open_run, selection_of, start_run, weights_of
+from adabet.training.start import (
+    check_loaders,
+    check_options,
+    checkpoint_of,
+    open_run,
+    restore_weights,
+    start_run,
+)
 from adabet.training.weights import BufferWatch, put_tensors, stored_tensors
 
 UNRECORDED = frozenset(
@@ -47,8 +55,9 @@ def fit(
     selection: Selection | Plan | None = None,
     *,
     method: str = "adabet",
-    layer_ratio: float = 0.1,
+    layer_ratio: float | None = None,
     channel_ratio: float = 1.0,
+    memory: str | float | None = None,
     method_options: Mapping[str, Any] | None = None,
     batch_norm: Literal["eval", "train"] = "eval",
     loss: Loss | None = None,
@@ -78,13 +87,14 @@ def fit(
     as it was. The defaults are the paper's: SGD with decoupled weight decay 5e-4 on every trained tensor,
     momentum 0.9, a cosine over all steps, 30 epochs; its batches of 8 belong to the loader.
 
-    A run folder holds ``config.json``, ``selection.json``, ``metrics.jsonl`` (a line per epoch),
-    ``memory.json`` (what a step allocates, on a CPU or CUDA), ``checkpoint.safetensors`` (after every epoch,
+    A run folder holds ``config.json``, ``selection.json``, ``turns.jsonl`` (a line for each selection of a method
+    that selects again while training), ``metrics.jsonl`` (a line per epoch), ``memory.json`` (what a step allocates,
+    on a CPU or CUDA), ``plan.json`` where ``memory`` was planned for, ``checkpoint.safetensors`` (after every epoch,
     without the frozen base), the deltas ``best.safetensors`` (by ``monitor``) and ``last.safetensors`` and
-    ``result.json``. A run that was killed, or stopped by Ctrl-C (which is raised on as
-    ``KeyboardInterrupt``), goes on after its last whole epoch with ``resume=True`` and the same arguments; on
-    a CPU it ends with the same bits as if it had not stopped, as long as all that is random draws from the
-    generators of python, numpy, torch or the loaders (``persistent_workers`` keep theirs to themselves).
+    ``result.json``. A run that was killed, or stopped by Ctrl-C (which is raised on as ``KeyboardInterrupt``), goes
+    on after its last whole epoch with ``resume=True`` and the same arguments; on a CPU it ends with the same bits as
+    if it had not stopped, as long as all that is random draws from the generators of python, numpy, torch or the
+    loaders (``persistent_workers`` keep theirs to themselves).
 
     Args:
         model: any module, with the head for the task.
@@ -94,8 +104,11 @@ def fit(
         selection: what to train; None lets ``method`` choose, on the training batches. A plan also says
             ``micro_batch`` and ``recompute``.
         method: name of a method (`adabet.methods`), if there is no ``selection``.
-        layer_ratio: share of the layers that it may choose, in [0, 1].
+        layer_ratio: share of the layers that it may choose, in [0, 1]; default: the paper's 0.1, or all that fit
+            where ``memory`` is given.
         channel_ratio: share of each chosen layer's output channels that train, in (0, 1].
+        memory: bytes, or text such as ``"200MB"``, that a step may take at its peak, everything counted. For methods
+            that rank layers it is planned for (`adabet.plan`); those that keep to a budget by themselves are told.
         method_options: more options for the method, such as ``{"samples": 80}``.
         batch_norm: ``"eval"``: every batch-norm keeps its running statistics, chosen ones train scale and
             shift; ``"train"``: chosen ones use the batch's statistics and update their own (see
@@ -137,6 +150,7 @@ def fit(
         DataError: if a loader is empty, its batches differ in kind or a label is not one of the model's
             classes.
         LayerError: if nothing would train.
+        BudgetError: if not even the head fits into ``memory``.
         SelectionError: if the selection is for another model.
         TrainingError: if a loss is not finite; names epoch and step, and the last checkpoint stays as it is.
         RunError: if ``run_dir`` holds a run and ``resume`` is False, holds none and it is True, or was
@@ -145,11 +159,8 @@ def fit(
         StorageError: if the disk refuses; the last checkpoint stays whole.
     """
     arguments = dict(locals())
-    if isinstance(selection, Plan):
-        if micro_batch is not None or recompute or not lean:
-            raise OptionError("expected a plan without micro_batch, recompute and lean: the plan says them")
-        plan = selection
-        selection, micro_batch, recompute = plan.selection, plan.micro_batch, plan.recompute
+    if isinstance(selection, Plan) and (micro_batch is not None or recompute or not lean):
+        raise OptionError("expected a plan without micro_batch, recompute and lean: the plan says them")
     rate = find_schedule(schedule)
     check_options(
         epochs=epochs,
@@ -162,82 +173,95 @@ def fit(
     check_loaders(train_loader, val_loader, rate)
     make_optimizer = optimizer_factory(optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum)
     processes = Processes(accelerator, mixed_precision)
+    chosen_once = selection.selection if isinstance(selection, Plan) else selection
     options = {name: describe(value) for name, value in arguments.items() if name not in UNRECORDED}
     options |= {
-        "micro_batch": micro_batch,
-        "recompute": recompute,
-        "selection": None if selection is None else short_digest(selection.to_json()),
+        "micro_batch": selection.micro_batch if isinstance(selection, Plan) else micro_batch,
+        "recompute": selection.recompute if isinstance(selection, Plan) else recompute,
+        "selection": None if chosen_once is None else short_digest(chosen_once.to_json()),
         "mixed_precision": processes.precision,
         "processes": processes.count,
         "batch_size": getattr(train_loader, "batch_size", None),
         "train_batches": length_of(train_loader),
         "val_batches": None if val_loader is None else length_of(val_loader),
     }
-    run = open_run(None if run_dir is None else Path(run_dir), options, processes, resume=resume)
-
-    def choose() -> Selection:
-        if selection is not None:
-            return selection
-        return select(
-            method,
-            model,
-            train_loader,
-            layer_ratio=layer_ratio,
-            channel_ratio=channel_ratio,
-            seed=seed,
+    chooser = Chooser(
+        selection,
+        method=method,
+        layer_ratio=layer_ratio,
+        channel_ratio=channel_ratio,
+        memory=memory,
+        options={
             **(method_options or {}),
-        )
-
-    def measure() -> MemoryReport:
-        batch = next(iter(train_loader))
-        with processes.autocast():
-            return measure_memory(
-                model,
-                batch,
-                chosen,
-                loss=loss_for(model, batch, loss),
-                optimizer=make_optimizer,
-                micro_batch=micro_batch,
-                lean=lean,
-                recompute=recompute,
-                inference=False,
-            )
-
+            "seed": seed,
+            "loss": loss,
+            "optimizer": make_optimizer,
+            "micro_batch": micro_batch,
+            "val_batches": val_loader,
+        },
+    )
+    run = open_run(None if run_dir is None else Path(run_dir), options, processes, resume=resume)
     model.to(processes.device)
     processes.take_mains(stored_tensors(model).values())
     seed_everything(seed + processes.index)
-    with random_state_kept([train_loader], processes.device):
-        chosen = selection_of(run, choose, processes)
-        start_run(run, options, chosen, measure, processes)
     buffers = BufferWatch.of(model)
-    checkpoint = weights_of(run, model, chosen)
-    with modes_kept(model), apply(model, chosen, batch_norm=batch_norm):
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not parameters:
-            raise LayerError("the selection leaves nothing to train; choose layers, or let the head train")
-        training = Training(
-            model=model,
-            selection=chosen,
-            parameters=list(parameters),
-            optimizer=make_optimizer(list(parameters)),
-            schedule=rate,
-            train_loader=processes.share(train_loader, even=True),
-            val_loader=None if val_loader is None else processes.share(val_loader, even=False),
-            loss=loss,
-            metrics=metrics,
-            monitor=monitor,
-            epochs=epochs,
-            micro_batch=micro_batch,
-            lean=lean,
-            recompute=recompute,
-            early_stop=early_stop,
-            processes=processes,
-            run=run,
-            progress=progress if processes.main else None,
-            buffers=buffers,
-        )
-        _train(training, checkpoint)
-    return _wind_up(training, keep="last" if val_loader is None else keep)
+    course = Course(model, make_optimizer, batch_norm=batch_norm, processes=processes)
+    checkpoint = checkpoint_of(run)
+    with random_state_kept([train_loader], processes.device):
+        way = chooser.choose(model, train_loader, run, processes)
+        course.dynamic = way.dynamic
+        if way.dynamic is None:
+            course.take(Turn(way.selection))
+        elif checkpoint is None:
+            first = course.moment(1, 1, epochs=epochs, steps=length_of(train_loader), factor=1.0)
+            course.take(first_turn(way.dynamic, first, processes))
+        else:
+            course.load_state_dict(checkpoint.method)
+        micro_batch, recompute = way.micro_batch or micro_batch, way.recompute or recompute
+
+        def measure() -> MemoryReport:
+            batch = next(iter(train_loader))
+            with processes.autocast():
+                return measure_memory(
+                    model,
+                    batch,
+                    course.selection,
+                    loss=loss_for(model, batch, loss),
+                    optimizer=make_optimizer,
+                    micro_batch=micro_batch,
+                    lean=lean,
+                    recompute=recompute,
+                    inference=False,
+                )
+
+        start_run(run, options, course.selection, measure, processes, plan=way.plan)
+    restore_weights(checkpoint, run, model, course.touched)
+    training = Training(
+        model=model,
+        course=course,
+        schedule=rate,
+        train_loader=processes.share(train_loader, even=True),
+        val_loader=None if val_loader is None else processes.share(val_loader, even=False),
+        loss=loss,
+        metrics=metrics,
+        monitor=monitor,
+        epochs=epochs,
+        micro_batch=micro_batch,
+        lean=lean,
+        recompute=recompute,
+        early_stop=early_stop,
+        processes=processes,
+        run=run,
+        progress=progress if processes.main else None,
+        buffers=buffers,
+    )
+    with modes_kept(model):
+        try:
+            course.begin()
+            _train(training, checkpoint)
+        finally:
+            course.end()
+    return _wind_up(training, keep="last" if val_loader is None or course.reshapes else keep)
 
 
 def _train(training: Training, checkpoint: Checkpoint | None) -> None:
@@ -255,20 +279,22 @@ def _train(training: Training, checkpoint: Checkpoint | None) -> None:
 
 def _wind_up(training: Training, *, keep: Literal["best", "last"]) -> FitResult:
     """Write the last delta and the result, and leave the weights that were asked for in the model."""
-    model, selection, run = training.model, training.selection, training.run
+    model, course, run = training.model, training.course, training.run
+    layers = dict.fromkeys(layer for record in course.records for layer in record.layers)
     result = FitResult(
-        method=selection.method,
-        layers=tuple(choice.layer for choice in selection.choices),
-        trained_parameters=sum(parameter.numel() for parameter in training.parameters),
+        method=course.selection.method,
+        layers=tuple(layers),
+        trained_parameters=max(record.parameters for record in course.records),
         model_parameters=sum(parameter.numel() for parameter in model.parameters()),
         monitor=training.monitored,
         history=tuple(training.history),
         kept=keep,
         stopped_early=training.stopped_early,
         run_dir=None if run is None else str(run.path),
+        turns=len(course.records),
     )
     if run is not None and training.processes.main:
-        save_delta(model, selection, run.last, buffers=training.buffers.changed(model))
+        training.save_delta(run.last)
         write_text(run.result, result.to_json() + "\n")
     training.processes.wait()
     if keep == "best" and result.best != result.last:

@@ -2,26 +2,27 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from adabet.errors import CheckpointError, DataError, TrainingError
 from adabet.layers.batches import sample_count
-from adabet.selection import Selection
+from adabet.methods import Moment
 from adabet.step import Loss, train_step
 from adabet.training.batches import checked, length_of
 from adabet.training.checkpoint import Checkpoint, write_checkpoint
-from adabet.training.delta import save_delta
-from adabet.training.evaluation import Metric, means_of, sum_over
+from adabet.training.course import Course
+from adabet.training.delta import extend_delta, save_delta
+from adabet.training.evaluation import Metric, means_of, modes_kept, sum_over
 from adabet.training.objective import loss_for, summed
 from adabet.training.processes import Processes
 from adabet.training.progress import Progress
-from adabet.training.random_state import capture_random_state, restore_random_state
+from adabet.training.random_state import capture_random_state, random_state_kept, restore_random_state
 from adabet.training.result import EpochRecord, best_record, last_improvement
 from adabet.training.run_folder import RunFolder
 from adabet.training.schedule import Schedule, scale_learning_rates
@@ -33,10 +34,8 @@ class Training:
     """One run, from its first step or from a checkpoint to its last epoch.
 
     Attributes:
-        model: on its device, with the selection applied.
-        selection: what trains.
-        parameters: the tensors that train.
-        optimizer: over these parameters.
+        model: on its device.
+        course: what trains, and the optimizer.
         schedule: factor on the learning rate at each step.
         train_loader: this process's part.
         val_loader: this process's part, or None.
@@ -58,9 +57,7 @@ class Training:
     """
 
     model: nn.Module
-    selection: Selection
-    parameters: list[Tensor]
-    optimizer: Optimizer
+    course: Course
     schedule: Schedule
     train_loader: Iterable[Any]
     val_loader: Iterable[Any] | None
@@ -105,7 +102,7 @@ class Training:
             while len(self.history) < self.epochs and not self.stopped_early:
                 self._epoch(len(self.history) + 1)
         finally:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.course.optimizer.zero_grad(set_to_none=True)
             if self.progress is not None:
                 self.progress.stop()
 
@@ -121,9 +118,9 @@ class Training:
             stopped_early=self.stopped_early,
             weights=weights,
             base=base_digest(self.model, weights.keys()),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=self.course.optimizer.state_dict(),
             scaler=self._scaler.state_dict(),
-            method=None,
+            method=self.course.state_dict(),
             random=random,
         )
         write_checkpoint(self.run.checkpoint, checkpoint)
@@ -140,7 +137,7 @@ class Training:
                 f"the checkpoint is of a run with {len(checkpoint.random)} processes, these are {self.processes.count}"
             )
         try:
-            self.optimizer.load_state_dict(dict(checkpoint.optimizer))
+            self.course.optimizer.load_state_dict(dict(checkpoint.optimizer))
             self._scaler.load_state_dict(dict(checkpoint.scaler))
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint does not fit the optimizer: {error}") from error
@@ -155,15 +152,28 @@ class Training:
         return [self.train_loader] if self.val_loader is None else [self.train_loader, self.val_loader]
 
     def _moved(self) -> dict[str, Tensor]:
-        """Trained tensors and buffers that changed."""
-        return tensors_named(self.model, (*self.selection.parameters, *self.buffers.changed(self.model)))
+        """Tensors that have trained and buffers that changed."""
+        return tensors_named(self.model, (*self.course.touched, *self.buffers.changed(self.model)))
 
     def _write_records(self) -> None:
         if self.run is None:
             return
-        self.run.write_metrics(self.history)
+        self.run.write_lines(self.run.metrics, (record.to_dict() for record in self.history))
+        if self.course.dynamic is not None:
+            self.run.write_lines(self.run.turns, map(asdict, self.course.records))
         if self.history and self.best.epoch == len(self.history):
-            save_delta(self.model, self.selection, self.run.best, buffers=self.buffers.changed(self.model))
+            self.save_delta(self.run.best)
+
+    def save_delta(self, path: Path) -> None:
+        """Write what has moved so far."""
+        save_delta(
+            self.model,
+            self.course.selection,
+            path,
+            buffers=self.buffers.changed(self.model),
+            parameters=self.course.touched,
+            whole=self.course.whole,
+        )
 
     def _epoch(self, number: int) -> None:
         started = time.perf_counter()
@@ -177,7 +187,7 @@ class Training:
             train_loss=train_loss,
             val_loss=measured.pop("loss", None),
             val_metrics=measured,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=max(group["lr"] for group in self.course.optimizer.param_groups),
             seconds=time.perf_counter() - started,
             peak_memory=torch.cuda.max_memory_allocated(self.processes.device) if on_gpu else None,
         )
@@ -194,12 +204,13 @@ class Training:
         """One pass over the training batches; returns the mean loss over their samples."""
         self.model.train()
         sums = {"samples": 0.0, "loss": 0.0}
-        done = (epoch - 1) * (self._steps or 0)
+        self._choose(self._moment(epoch, 1))  # before the loader starts, since the method may want to look at it
         for step, batch in enumerate(self._training_batches(epoch), start=1):
-            # Without a length the rate is constant, and asks for no total.
-            total = self.epochs * (self._steps or step)
-            scale_learning_rates(self.optimizer, self.schedule(done + step - 1, total))
-            value = self._step(batch, epoch, step)
+            moment = self._moment(epoch, step)
+            if step > 1:
+                self._choose(moment)
+            scale_learning_rates(self.course.optimizer, self._factor(epoch, step))
+            value = self._step(batch, moment)
             count = sample_count(batch)
             sums["samples"] += count
             sums["loss"] += summed(value, self.loss, count)
@@ -207,7 +218,35 @@ class Training:
                 self.progress.step(epoch=epoch, step=step, loss=value)
         return means_of(self.processes.add_up(sums), f"the training loader in epoch {epoch}")["loss"]
 
-    def _step(self, batch: Any, epoch: int, step: int) -> float:
+    def _factor(self, epoch: int, step: int) -> float:
+        """On the learning rate; without a length the rate is constant, and asks for no total."""
+        return self.schedule((epoch - 1) * (self._steps or 0) + step - 1, self.epochs * (self._steps or step))
+
+    def _moment(self, epoch: int, step: int) -> Moment:
+        factor = self._factor(epoch, step)
+        return self.course.moment(epoch, step, epochs=self.epochs, steps=self._steps, factor=factor)
+
+    def _choose(self, moment: Moment) -> None:
+        """Let a method that selects again do so, if it wants to."""
+        if not self.course.due(moment):
+            return
+        with random_state_kept(self._loaders, self.processes.device), modes_kept(self.model):
+            new = self.course.switch(moment)
+        self.model.train()
+        if new and self.history:
+            self._keep_in_best(new)
+
+    def _keep_in_best(self, names: Collection[str]) -> None:
+        """Tensors that are about to leave their base values get these in the best epoch's weights."""
+        owners = {name.rpartition(".")[0] for name in names}
+        buffers = [name for name in persistent_buffers(self.model) if name.rpartition(".")[0] in owners]
+        if self.run is None:
+            for name, tensor in tensors_named(self.model, (*names, *buffers)).items():
+                self.best_weights.setdefault(name, tensor.detach().cpu().clone())
+        elif self.processes.main and not self.course.reshapes:
+            extend_delta(self.model, self.run.best, (*names, *buffers))
+
+    def _step(self, batch: Any, moment: Moment) -> float:
         def backward(value: Tensor) -> None:
             with self.processes.plain():
                 self._scaler.scale(value).backward()
@@ -226,13 +265,19 @@ class Training:
         value = float(loss)
         if not math.isfinite(value):
             raise TrainingError(
-                f"the loss became {value} in epoch {epoch}, step {step}; lower lr, or look for samples that "
-                "are not finite; the weights are those before this step"
+                f"the loss became {value} in epoch {moment.epoch}, step {moment.step}; lower lr, or look for "
+                "samples that are not finite; the weights are those before this step"
             )
-        self.processes.average_gradients(self.parameters)
-        self._scaler.step(self.optimizer)
+        penalty = self.course.penalty()
+        if penalty is not None:
+            backward(penalty)
+        self.processes.average_gradients(self.course.parameters)
+        if self.course.watches:
+            self._scaler.unscale_(self.course.optimizer)
+            self.course.watch(moment)
+        self._scaler.step(self.course.optimizer)
         self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.course.optimizer.zero_grad(set_to_none=True)
         return value
 
     def _training_batches(self, epoch: int) -> Iterator[Any]:

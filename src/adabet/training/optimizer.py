@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from adabet.errors import OptionError, UnknownNameError
 
-OptimizerFactory = Callable[[Sequence[Tensor]], Optimizer]
-"""Makes an optimizer for a list of parameters."""
+OptimizerFactory = Callable[[Sequence[Any]], Optimizer]
+"""Makes an optimizer for a list of parameters, or of groups of them, as torch's own do."""
 
 
 class SGDW(torch.optim.SGD):
@@ -96,7 +95,7 @@ def optimizer_factory(
         raise UnknownNameError("optimizer", optimizer, kinds)
     kind, options = kinds[optimizer]
 
-    def make(parameters: Sequence[Tensor]) -> Optimizer:
+    def make(parameters: Sequence[Any]) -> Optimizer:
         return kind(parameters, lr=lr, weight_decay=weight_decay, **options)
 
     make.__name__ = optimizer

@@ -92,14 +92,15 @@ class FitResult:
 
     Attributes:
         method: what chose the layers.
-        layers: names of the layers that trained, the head included.
-        trained_parameters: number of elements that trained.
+        layers: names of the layers that trained at any time, the head included.
+        trained_parameters: number of elements that trained, at most at one time.
         model_parameters: number of elements of the whole model.
         monitor: what "best" means: a validation metric, or ``"loss"``.
         history: one record an epoch.
         kept: whether the model now holds the weights of the ``"best"`` or of the ``"last"`` epoch.
         stopped_early: whether training ended before its epochs because validation no longer improved.
         run_dir: the run folder, if there is one.
+        turns: how many selections trained one after the other.
 
     Examples:
         >>> record = EpochRecord(1, 0.9, 0.7, {"accuracy": 0.75}, 1e-3, 12.0, None)
@@ -120,6 +121,7 @@ class FitResult:
     kept: str
     stopped_early: bool = False
     run_dir: str | None = None
+    turns: int = 1
 
     @property
     def best(self) -> EpochRecord:
@@ -153,6 +155,8 @@ class FitResult:
         ]
         if self.last != self.best:
             lines.append(f"last {_summary(self.last)}")
+        if self.turns > 1:
+            lines.append(f"{self.turns} selections one after the other")
         if self.stopped_early:
             epoch = last_improvement(self.history, self.monitor)
             lines.append(f"stopped early: {self.monitor} did not improve after epoch {epoch}")

@@ -8,7 +8,6 @@ from typing import Any
 from adabet.errors import CheckpointError, RunError, StorageError
 from adabet.files import remove_temporary_files, write_text
 from adabet.records import read_record, write_record
-from adabet.training.result import EpochRecord
 
 KIND = "adabet/run"
 
@@ -19,7 +18,9 @@ class RunFolder:
     Attributes:
         path: the folder.
         config: options and environment of the run, JSON.
-        selection: what trains, JSON.
+        selection: what trains, JSON; of a method that selects again while training, what it began with.
+        plan: how it trains, JSON, if it was planned for a budget.
+        turns: a JSON line for each selection that has trained.
         metrics: a JSON line per epoch.
         memory: what a training step holds, JSON.
         checkpoint: all that resuming needs.
@@ -32,6 +33,8 @@ class RunFolder:
         self.path = path
         self.config = path / "config.json"
         self.selection = path / "selection.json"
+        self.plan = path / "plan.json"
+        self.turns = path / "turns.jsonl"
         self.metrics = path / "metrics.jsonl"
         self.memory = path / "memory.json"
         self.checkpoint = path / "checkpoint.safetensors"
@@ -78,7 +81,13 @@ class RunFolder:
         return run
 
     def start(
-        self, options: Mapping[str, Any], environment: Mapping[str, Any], *, selection: str, memory: str | None
+        self,
+        options: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        *,
+        selection: str,
+        plan: str | None = None,
+        memory: str | None,
     ) -> None:
         """Make the folder and write what is known before the first step, unless it is there already.
 
@@ -86,6 +95,7 @@ class RunFolder:
             options: what a resumed run has to agree with.
             environment: what is only noted, such as versions.
             selection: what trains, JSON.
+            plan: how, JSON, or None if nothing was planned.
             memory: what a training step allocates, JSON, or None if unknown.
 
         Raises:
@@ -97,7 +107,8 @@ class RunFolder:
             raise StorageError(f"could not make the run folder {self.path}: {error.strerror}") from error
         config = write_record(KIND, {"options": dict(options), "environment": dict(environment)})
         # The config comes first: with it, a run that is killed here can be resumed.
-        for file, text in ((self.config, config), (self.selection, selection), (self.memory, memory)):
+        files = ((self.config, config), (self.plan, plan), (self.selection, selection), (self.memory, memory))
+        for file, text in files:
             if text is not None and not file.exists():
                 write_text(file, text + "\n")
 
@@ -107,6 +118,8 @@ class RunFolder:
         return (
             self.config,
             self.selection,
+            self.plan,
+            self.turns,
             self.metrics,
             self.memory,
             self.checkpoint,
@@ -115,9 +128,9 @@ class RunFolder:
             self.result,
         )
 
-    def write_metrics(self, history: Iterable[EpochRecord]) -> None:
-        """Write the metrics of all epochs; whole each time, so that a kill leaves no half line."""
-        write_text(self.metrics, "".join(json.dumps(record.to_dict()) + "\n" for record in history))
+    def write_lines(self, file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write a JSON line for each record; the whole file each time, so that a kill leaves no half line."""
+        write_text(file, "".join(json.dumps(record) + "\n" for record in records))
 
     def _read_options(self) -> dict[str, Any]:
         try:

@@ -75,44 +75,50 @@ def open_run(
     return RunFolder(run_dir)
 
 
-def selection_of(run: RunFolder | None, choose: Callable[[], Selection], processes: Processes) -> Selection:
-    """The run's own selection if it has made one, else a new one; the main process's in all of them."""
-    text = None
-    if processes.main:
-        if run is not None and run.selection.is_file():
-            text = run.selection.read_text(encoding="utf-8")
-        else:
-            text = choose().to_json()
-    return Selection.from_json(processes.from_main(text))
-
-
 def start_run(
     run: RunFolder | None,
     options: Mapping[str, Any],
     selection: Selection,
     measure: Callable[[], MemoryReport],
     processes: Processes,
+    *,
+    plan: str | None = None,
 ) -> None:
     """Measure what a step allocates, where torch can tell, and write the run's first files."""
     if run is not None and processes.main:
         known = run.memory.is_file() or processes.device.type not in ("cpu", "cuda")
         memory = None if known else measure().to_json()
-        run.start(options, environment(processes.device), selection=selection.to_json(), memory=memory)
+        run.start(options, environment(processes.device), selection=selection.to_json(), plan=plan, memory=memory)
     processes.wait()
 
 
-def weights_of(run: RunFolder | None, model: nn.Module, selection: Selection) -> Checkpoint | None:
-    """The run's checkpoint, if it has one, with its weights put into the model.
+def checkpoint_of(run: RunFolder | None) -> Checkpoint | None:
+    """The run's checkpoint, if it has one.
 
     Raises:
-        CheckpointError: if it is damaged or was not made on this model; the model is unchanged then.
+        CheckpointError: if it is damaged.
     """
-    if run is None or not run.checkpoint.is_file():
-        return None
-    checkpoint = read_checkpoint(run.checkpoint)
-    missing = tensors_named(model, selection.parameters).keys() - checkpoint.weights.keys()
+    return None if run is None or not run.checkpoint.is_file() else read_checkpoint(run.checkpoint)
+
+
+def restore_weights(
+    checkpoint: Checkpoint | None, run: RunFolder | None, model: nn.Module, names: Iterable[str]
+) -> None:
+    """Put a checkpoint's weights into the model.
+
+    Args:
+        checkpoint: of this run, or None.
+        run: where it lies, for messages.
+        model: with its base weights.
+        names: full names of the tensors that have trained.
+
+    Raises:
+        CheckpointError: if it was not made on this model; the model is unchanged then.
+    """
+    if checkpoint is None or run is None:
+        return
+    missing = tensors_named(model, names).keys() - checkpoint.weights.keys()
     if missing:
         raise CheckpointError(f"{run.checkpoint} does not hold {min(missing)}, which this run trains")
     check_tensors(model, checkpoint.weights, checkpoint.base, str(run.checkpoint))
     put_tensors(model, checkpoint.weights)
-    return checkpoint

@@ -57,7 +57,7 @@ def saved_bytes(model: nn.Module, selection: Selection, inputs: Any, forward: Fo
     entered: dict[str, int] = {}
     running: list[str] = [""]
     seen: dict[int, StorageWeakRef] = {}
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    own: set[int] = set()
 
     def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -75,6 +75,8 @@ def saved_bytes(model: nn.Module, selection: Selection, inputs: Any, forward: Fo
         running.pop()
 
     with apply(model, selection), observing(model) as handles, torch.enable_grad(), lean():
+        # slices of channels are the model's parameters, too, as long as the selection is on it
+        own.update(tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers()))
         for path, module in model.named_modules():
             handles.append(module.register_forward_pre_hook(partial(enter, path)))
             handles.append(module.register_forward_hook(leave, always_call=True))

@@ -1,29 +1,91 @@
-"""Accuracy of methods on one model and one folder of images, each at its own best learning rate.
+"""Accuracy, memory and time of methods on one model and one folder of images, each at its own best learning rate.
 
 Every method trains with the same epochs. Its learning rate is the one with the best validation accuracy with the first
-seed, searched from the middle of the given ones outwards; then it trains with every seed, and is tested. Finished runs
-are kept in a file of JSON lines, so that an interrupted comparison goes on where it stopped.
+seed, searched uphill from the middle of the given ones; then it trains with every seed, and is tested. Methods with a
+knob get the same memory: the peak of a step with AdaBet's share of the layers; those that rank layers take as many as
+fit into it, those that keep to a budget are told it. Finished runs are kept in a file of JSON lines, so that an
+interrupted comparison goes on where it stopped.
 
     python benchmarks/accuracy.py timm/mobilenetv2_100 "$ADABET_DATA/images/clothing" \
         --weights "$ADABET_DATA/weights/mobilenetv2_100.safetensors" --model-arg pad_type=same \
-        --mean 0.5 --std 0.5 --image-size 160 --max-train 1200 --epochs 5 --results clothing.jsonl
+        --mean 0.5 --std 0.5 --image-size 160 --max-train 800 --epochs 5 --results clothing.jsonl
+
+Training peaks are allocations of the first selection's step, weights included; selection peaks are the rise of
+resident memory, which is what is in use where MALLOC_MMAP_THRESHOLD_=65536 is set. Step times are medians, data loading
+included.
 """
 
 import argparse
+import copy
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import adabet
 from adabet.cli.setup import model_arguments
 from adabet.data import DataSplits, load_data, transforms
+from adabet.memory.high_water import RESIDENT
+from adabet.methods import find_method
 from adabet.models import LoadedModel, load_model, new_head
 from adabet.sizes import format_size
 from adabet.tables import table
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method as it is compared.
+
+    Attributes:
+        method: its name.
+        options: its own.
+        fit: what else `adabet.fit` is told, such as the paper's optimizer.
+        equal: whether it gets the same memory as the others that have a knob.
+    """
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    equal: bool = True
+
+
+PLAIN_SGD = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+"""Of TraDy and MeDyate."""
+
+CONTENDERS = {
+    "full": Contender("full", equal=False),
+    "head": Contender("head", equal=False),
+    "last-k": Contender("last-k"),
+    "random": Contender("random"),
+    "size": Contender("size"),
+    "adabet": Contender("adabet"),
+    "adabet-b1": Contender("adabet", {"normalize": "none"}),
+    "adabet-again": Contender("adabet", {"every": 2}, equal=False),
+    "fisher": Contender("fisher"),
+    "tinytrain": Contender("tinytrain"),
+    "bn-bias": Contender("bn-bias", equal=False),
+    "tinytl-bias": Contender("tinytl-bias", equal=False),
+    "lp-ft": Contender("lp-ft", equal=False),
+    "gradual-unfreeze": Contender("gradual-unfreeze", equal=False),
+    "elastic-trainer": Contender("elastic-trainer", {"interval": 2}, equal=False),
+    "prune-train": Contender("prune-train", {"interval": 2}, {"keep": "last"}, equal=False),
+    "prune-train-l1": Contender("prune-train-l1", equal=False),
+    "sparse-update": Contender("sparse-update"),
+    "velocity": Contender("velocity", equal=False),
+    "trady": Contender("trady", fit=PLAIN_SGD),
+    "medyate": Contender("medyate", fit=PLAIN_SGD),
+    "auto-rgn": Contender("auto-rgn", equal=False),
+    "auto-snr": Contender("auto-snr", equal=False),
+    "auto-freeze": Contender("auto-freeze", equal=False),
+    "lisa": Contender("lisa", equal=False),
+    "lora": Contender("lora", equal=False),
+}
 
 
 def parse() -> argparse.Namespace:
@@ -38,13 +100,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-train", type=int)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--layer-ratio", type=float, default=0.1)
-    parser.add_argument(
-        "--methods", nargs="+", default=["head", "random", "last-k", "size", "adabet", "adabet-b1", "full"]
-    )
+    parser.add_argument("--methods", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--option", action="append", default=[], metavar="METHOD:NAME=VALUE")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.0003, 0.001, 0.003, 0.01, 0.03])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))
     return parser.parse_args()
+
+
+def with_options(texts: list[str]) -> dict[str, Contender]:
+    """The contenders, with options of methods from the command line; ``memory`` of a method sets it apart."""
+    contenders = dict(CONTENDERS)
+    for text in texts:
+        name, _, pair = text.partition(":")
+        former = contenders[name]
+        options = former.options | model_arguments([pair])
+        contenders[name] = Contender(former.method, options, former.fit, equal="units" not in options and former.equal)
+    return contenders
 
 
 def prepare(options: argparse.Namespace) -> tuple[DataSplits, LoadedModel]:
@@ -65,39 +137,160 @@ def prepare(options: argparse.Namespace) -> tuple[DataSplits, LoadedModel]:
     return splits, loaded
 
 
-def run(
-    options: argparse.Namespace, splits: DataSplits, model: torch.nn.Module, method: str, lr: float, seed: int
-) -> dict:
-    """Select, train and test once; the seed decides head, samples, selection and order."""
-    torch.manual_seed(seed)
-    new_head(model, len(splits.classes))
-    start = time.perf_counter()
-    name = method.removesuffix("-b1")
-    own = {"normalize": "none"} if name != method else {}
-    selection = adabet.select(
-        name, model, splits.unlabelled(seed=seed), layer_ratio=options.layer_ratio, seed=seed, **own
-    )
-    selected = time.perf_counter()
-    loaders = splits.loaders(batch_size=8, seed=seed)
-    batch = next(iter(loaders.train))
-    memory = adabet.measure_memory(model, batch, selection)
-    measured = time.perf_counter()
-    try:
-        result = adabet.fit(model, loaders.train, loaders.val, selection, lr=lr, epochs=options.epochs, seed=seed)
-    except adabet.errors.TrainingError as error:
-        return {"method": method, "lr": lr, "seed": seed, "val": 0.0, "test": 0.0, "diverged": str(error)}
-    trained = time.perf_counter()
-    return {
-        "method": method,
-        "lr": lr,
-        "seed": seed,
-        "val": result.best.val_metrics["accuracy"],
-        "test": adabet.evaluate(model, loaders.test)["accuracy"],
-        "peak": memory.training.over_weights,
-        "select_seconds": selected - start,
-        "train_seconds": trained - measured,
-        "layers": list(selection.layers),
-    }
+class StepTimes:
+    """Progress that notes when each step was done."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def start(self, *, epochs: int, first_epoch: int, steps: int | None) -> None: ...
+
+    def step(self, *, epoch: int, step: int, loss: float) -> None:  # noqa: ARG002 - what fit calls
+        now = time.perf_counter()
+        if self._last is not None and step > 1:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+    def epoch(self, record: object) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Comparison:
+    """One model, one dataset, and what has been run on them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.contenders = with_options(options.option)
+        self.splits, self.loaded = prepare(options)
+        self.done = {}
+        if options.results.exists():
+            for line in options.results.read_text().splitlines():
+                record = json.loads(line)
+                self.done[record["name"], record["lr"], record["seed"]] = record
+        self.memory = self.budget()
+
+    def model(self, seed: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        model = copy.deepcopy(self.loaded.model)
+        new_head(model, len(self.splits.classes))
+        return model
+
+    def budget(self) -> int:
+        """Peak of a step with AdaBet's share of the layers."""
+        model = self.model(0)
+        ratio = self.options.layer_ratio
+        selection = adabet.select("adabet", model, self.splits.unlabelled(seed=0), layer_ratio=ratio)
+        batch = next(iter(self.splits.loaders(batch_size=8, seed=0).train))
+        return adabet.measure_memory(model, batch, selection).training.total
+
+    def within(self, ranking: adabet.Ranking, model: torch.nn.Module, batch: Any) -> adabet.Selection:
+        """As many of the best layers as fit into the budget, found by halving."""
+        low, high = 1, len(ranking.layers)
+        while low < high:
+            middle = (low + high + 1) // 2
+            selection = ranking.select(layer_ratio=middle / len(ranking.layers))
+            if adabet.measure_memory(model, batch, selection, inference=False).training.total <= self.memory:
+                low = middle
+            else:
+                high = middle - 1
+        return ranking.select(layer_ratio=low / len(ranking.layers))
+
+    def chosen(self, contender: Contender, model: torch.nn.Module, seed: int) -> tuple[dict[str, Any], float, int]:
+        """What `fit` is told, and what choosing took: seconds and bytes."""
+        loaders = self.splits.loaders(batch_size=8, seed=seed)
+        entry = find_method(contender.method)
+        ranks = entry.kind == "ranks layers" and "every" not in contender.options
+        looked = loaders.train if entry.labelled else self.splits.unlabelled(seed=seed)
+        told: dict[str, Any] = {"method": contender.method, "method_options": contender.options}
+        if contender.equal and not ranks:
+            told["memory"] = self.memory
+        elif not contender.equal:
+            told["layer_ratio"] = self.options.layer_ratio
+        scratch = copy.deepcopy(model)
+        start = time.perf_counter()
+        with RESIDENT.watch() as watched:
+            if ranks:
+                found = adabet.rank(scratch, looked, method=contender.method, seed=seed, **contender.options)
+            else:
+                shared = {"memory": told.get("memory"), "val_batches": loaders.val}
+                adabet.select(contender.method, scratch, loaders.train, seed=seed, **shared, **contender.options)
+        seconds = time.perf_counter() - start
+        if ranks and contender.equal:
+            told = {"selection": self.within(found, model, next(iter(loaders.train)))}
+        elif ranks:
+            told = {"selection": found.select(layer_ratio=self.options.layer_ratio)}
+        return told, seconds, watched.bytes or 0
+
+    def run(self, name: str, lr: float, seed: int) -> dict[str, Any]:
+        """Select, train and test once; the seed decides head, samples, selection and order."""
+        contender = self.contenders[name]
+        model = self.model(seed)
+        record = {"name": name, "lr": lr, "seed": seed}
+        told, seconds, peak = self.chosen(contender, model, seed)
+        loaders = self.splits.loaders(batch_size=8, seed=seed)
+        times = StepTimes()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                result = adabet.fit(
+                    model,
+                    loaders.train,
+                    loaders.val,
+                    lr=lr,
+                    epochs=self.options.epochs,
+                    seed=seed,
+                    run_dir=Path(folder) / "run",
+                    progress=times,
+                    **contender.fit,
+                    **told,
+                )
+            except adabet.errors.TrainingError as error:
+                return {**record, "val": 0.0, "test": 0.0, "diverged": str(error)}
+            memory = adabet.MemoryReport.from_json((Path(folder) / "run" / "memory.json").read_text())
+        return {
+            **record,
+            "val": result.best.val_metrics["accuracy"],
+            "test": adabet.evaluate(model, loaders.test)["accuracy"],
+            "peak": memory.training.total,
+            "select_seconds": seconds,
+            "select_peak": peak,
+            "step_seconds": statistics.median(times.seconds),
+            "layers": list(result.layers),
+            "parameters": result.trained_parameters,
+        }
+
+    def cell(self, name: str, lr: float, seed: int) -> dict[str, Any]:
+        """A run, or what it gave before."""
+        if (name, lr, seed) not in self.done:
+            record = self.run(name, lr, seed)
+            with self.options.results.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(f"{name} lr {lr} seed {seed}: val {record['val']:.3f} test {record['test']:.3f}", flush=True)
+            self.done[name, lr, seed] = record
+        return self.done[name, lr, seed]
+
+    def row(self, name: str) -> tuple[str, ...]:
+        """A line of the table."""
+        seeds = self.options.seeds
+        best = climb(sorted(self.options.lr), lambda lr: self.cell(name, lr, seeds[0])["val"])
+        records = [self.cell(name, best, seed) for seed in seeds]
+        tests = [record["test"] for record in records]
+
+        def middle(key: str) -> float:
+            return statistics.median(record.get(key, 0) for record in records)
+
+        return (
+            name,
+            f"{best:g}",
+            f"{statistics.mean(tests):.3f}",
+            f"{statistics.stdev(tests):.3f}" if len(tests) > 1 else "",
+            f"{middle('parameters') / 1000:,.0f} k",
+            format_size(middle("select_peak")),
+            format_size(middle("peak")),
+            f"{middle('select_seconds'):.1f} s",
+            f"{1000 * middle('step_seconds'):.0f} ms",
+        )
 
 
 def climb(rates: list[float], score: Callable[[float], float]) -> float:
@@ -113,42 +306,17 @@ def climb(rates: list[float], score: Callable[[float], float]) -> float:
 
 def main() -> None:
     options = parse()
-    done = {}
-    if options.results.exists():
-        for line in options.results.read_text().splitlines():
-            record = json.loads(line)
-            done[record["method"], record["lr"], record["seed"]] = record
-    splits, loaded = prepare(options)
-    fresh = {name: value.clone() for name, value in loaded.model.state_dict().items()}
-    head = loaded.head[0]
-
-    def cell(method: str, lr: float, seed: int) -> dict:
-        if (method, lr, seed) not in done:
-            weights = {name: value for name, value in fresh.items() if not name.startswith(head)}
-            loaded.model.load_state_dict(weights, strict=False)
-            record = run(options, splits, loaded.model, method, lr, seed)
-            with options.results.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(f"{method} lr {lr} seed {seed}: val {record['val']:.3f} test {record['test']:.3f}", flush=True)
-            done[method, lr, seed] = record
-        return done[method, lr, seed]
-
+    comparison = Comparison(options)
+    print(f"budget of those with a knob: {format_size(comparison.memory)} at the peak of a step", flush=True)
     rows = []
-    for method in options.methods:
-        best = climb(sorted(options.lr), lambda lr, method=method: cell(method, lr, options.seeds[0])["val"])
-        records = [cell(method, best, seed) for seed in options.seeds]
-        tests = [record["test"] for record in records]
-        rows.append(
-            (
-                method,
-                f"{best:g}",
-                f"{statistics.mean(tests):.3f}",
-                f"{statistics.stdev(tests):.3f}" if len(tests) > 1 else "",
-                format_size(statistics.mean(record.get("peak", 0) for record in records)),
-                f"{statistics.median(record.get('train_seconds', 0) for record in records):.0f}",
-            )
-        )
-    print(table(("method", "lr", "test accuracy", "std", "peak over weights", "seconds"), rows))
+    for name in options.methods:
+        try:
+            rows.append(comparison.row(name))
+        except adabet.errors.AdabetError as error:
+            rows.append((name, str(error), *[""] * 7))
+            print(f"{name}: {error}", flush=True)
+    headings = ("method", "lr", "test", "std", "trains", "selection peak", "training peak", "selection", "step")
+    print(table(headings, rows))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ In one process, contenders alternating, medians of several rounds:
   plain forward pass needs to have all 40 at once) and as five batches of 8;
 - sketch: one batch of 8 after the other; beside it the same five batches.
 
-Memory is the rise of the process's resident memory, since the batches of an exact ranking run in threads that torch's
-allocation events do not see. Counting and its growth with the number of points: benchmarks/betti.py, which runs last.
+Memory is the rise of a process's resident memory, since the batches of an exact ranking run in threads that torch's
+allocation events do not see; in a process of its own for each contender, whose C library gives back at once what is
+freed (MALLOC_MMAP_THRESHOLD_), so that resident is what is in use. Counting and its growth with the number of points:
+benchmarks/betti.py, which runs last.
 """
 
 import argparse
 import ctypes
 import gc
+import os
 import statistics
 import subprocess
 import sys
@@ -60,9 +63,13 @@ def rise(work: Work) -> int:
     return watched.bytes or 0
 
 
-def measure(works: dict[str, Work], rounds: int) -> dict[str, tuple[float, int]]:
+def build(name: str, size: int) -> dict[str, Work]:
+    torch.manual_seed(0)
+    return contenders(load_model(name).model.eval(), torch.randn(40, 3, size, size))
+
+
+def measured_times(works: dict[str, Work], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in works}
-    peaks: dict[str, list[int]] = {name: [] for name in works}
     for work in works.values():
         work()
     for _ in range(rounds):
@@ -70,8 +77,14 @@ def measure(works: dict[str, Work], rounds: int) -> dict[str, tuple[float, int]]
             start = time.perf_counter()
             work()
             times[name].append(time.perf_counter() - start)
-            peaks[name].append(rise(work))
-    return {name: (statistics.median(times[name]), int(statistics.median(peaks[name]))) for name in works}
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measured_rise(name: str, size: int, work: str) -> int:
+    command = [sys.executable, __file__, "--models", name, "--size", str(size), "--rise", work]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return int(done.stdout)
 
 
 def main() -> None:
@@ -79,12 +92,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["timm/mobilenetv2_100", "timm/resnet50"])
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rise", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.rise:
+        work = build(options.models[0], options.size)[options.rise]
+        work()
+        print(rise(work))
+        return
     for name in options.models:
-        torch.manual_seed(0)
-        model = load_model(name).model.eval()
-        found = measure(contenders(model, torch.randn(40, 3, options.size, options.size)), options.rounds)
-        weights = sum(parameter.nbytes for parameter in model.parameters())
+        seconds_of = measured_times(build(name, options.size), options.rounds)
+        found = {work: (seconds, measured_rise(name, options.size, work)) for work, seconds in seconds_of.items()}
+        weights = sum(parameter.nbytes for parameter in load_model(name).model.parameters())
         small, large = found["plain, batches of 8"], found["plain, batch of 40"]
         rows = [
             (

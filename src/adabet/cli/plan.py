@@ -23,6 +23,7 @@ def command(
     normalize: setup.Normalize = "activations",
     samples_in_memory: setup.SamplesInMemory = None,
     sketch: setup.Sketch = None,
+    option: setup.MethodOptions = None,
     optimizer: Annotated[str, typer.Option(help="sgd, 'sgd momentum', adam or adamw.")] = "sgd momentum",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
     weights: setup.Weights = None,
@@ -41,7 +42,7 @@ def command(
     from adabet.planning import plan
 
     options = setup.method_options(
-        method, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
+        method, option, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
     )
     loaded = setup.load(
         model,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from adabet.cli import setup
@@ -24,6 +25,7 @@ def command(
     normalize: setup.Normalize = "activations",
     samples_in_memory: setup.SamplesInMemory = None,
     sketch: setup.Sketch = None,
+    option: setup.MethodOptions = None,
     weights: setup.Weights = None,
     pretrained: setup.Pretrained = False,
     model_arg: setup.ModelArguments = None,
@@ -35,12 +37,13 @@ def command(
     rows: Annotated[int, typer.Option(min=0, help="How many layers to show; 0 for all.")] = 25,
     as_json: setup.Json = False,
 ) -> None:
-    """Rank a model's layers by unlabelled samples, in forward passes only."""
+    """Rank a model's layers; by AdaBet with unlabelled samples, in forward passes only."""
     from adabet.files import write_text
-    from adabet.methods import rank
+    from adabet.methods import find_method, rank
+    from adabet.models import new_head
 
     options = setup.method_options(
-        method, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
+        method, option, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
     )
     loaded = setup.load(
         model,
@@ -51,10 +54,17 @@ def command(
         mean=mean,
         std=std,
     )
-    batches = setup.image_batches(data, setup.image_config(loaded), samples=samples, seed=seed)
+    config = setup.image_config(loaded)
+    if find_method(method).labelled:
+        splits = setup.labelled_splits(data, config, seed=seed)
+        torch.manual_seed(seed)
+        new_head(loaded.model, len(splits.classes))
+        batches = splits.loaders(batch_size=8, seed=seed).train
+    else:
+        batches = setup.image_batches(data, config, samples=samples, seed=seed)
     if channel_ratio < 1 and method == "adabet":
         options |= {"channels": layer_ratio, "axis": axis}
-    with setup.notes_for_warnings(), bar("forward passes") as progress:
+    with setup.notes_for_warnings(), bar("looking at samples") as progress:
         ranking = rank(loaded.model, batches, method=method, seed=seed, progress=progress, **options)
     selection = ranking.select(layer_ratio=layer_ratio, channel_ratio=channel_ratio, axis=axis)  # type: ignore[arg-type]
     if output is not None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Argument(help="timm/NAME, torchvision/NAME, hf/NAME, demo, or a folder that a library saved."),
+    typer.Argument(help="timm/NAME, torchvision/NAME, hf/NAME, mcu/NAME, demo, or a folder that a library saved."),
 ]
 Data = Annotated[
     str, typer.Argument(help="A folder of images, or one of pets, flowers, dogs, cub (downloaded where missing).")
@@ -44,35 +44,54 @@ SamplesInMemory = Annotated[
 Sketch = Annotated[
     int | None, typer.Option(help="AdaBet: estimate distances from so many random projections, in one pass.")
 ]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", metavar="NAME=VALUE", help="Of the method, such as units=27946 for medyate; may be repeated."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead.")]
 
+
+RANDOM_AT_FIRST = ("timm", "torchvision", "hf", "mcu")
+"""Whose models have random weights unless some are given or fetched."""
 
 OWN_OPTIONS = frozenset({"name", "weights", "pretrained", "image_size", "mean", "std"})
 """What `load_model` is told by other options."""
 
 
-def model_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """Arguments of a model's constructor from ``NAME=VALUE`` texts.
+def named_values(option: str, pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Values by name from ``NAME=VALUE`` texts; what is no Python literal is text.
 
     Raises:
-        OptionError: if one has no equals sign, or names what the command line has an option for.
+        OptionError: if one has no equals sign.
 
     Examples:
-        >>> model_arguments(["pad_type=same", "drop_rate=0.1"])
+        >>> named_values("--model-arg", ["pad_type=same", "drop_rate=0.1"])
         {'pad_type': 'same', 'drop_rate': 0.1}
     """
-    arguments = {}
+    values = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            raise OptionError(f"expected --model-arg NAME=VALUE, got {pair!r}")
-        if name in OWN_OPTIONS:
-            raise OptionError(f"expected --model-arg for the model's constructor, got {name!r}; see --help for that")
+            raise OptionError(f"expected {option} NAME=VALUE, got {pair!r}")
         try:
-            arguments[name] = ast.literal_eval(value)
+            values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            arguments[name] = value
+            values[name] = value
+    return values
+
+
+def model_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of a model's constructor.
+
+    Raises:
+        OptionError: if one names what the command line has an option for.
+    """
+    arguments = named_values("--model-arg", pairs)
+    for name in arguments.keys() & OWN_OPTIONS:
+        raise OptionError(f"expected --model-arg for the model's constructor, got {name!r}; see --help for that")
     return arguments
 
 
@@ -99,7 +118,7 @@ def load(
         **model_arguments(model_arg),
     )
     library, _, rest = name.partition("/")
-    if weights is None and not pretrained and library in ("timm", "torchvision", "hf") and not Path(rest).is_dir():
+    if weights is None and not pretrained and library in RANDOM_AT_FIRST and not Path(rest).is_dir():
         note("the model has random weights: give --weights FILE, or --pretrained where there is a network")
     for text in loaded.notes:
         note(text)
@@ -107,9 +126,15 @@ def load(
 
 
 def method_options(
-    method: str, *, samples: int, normalize: str, samples_in_memory: int | None, sketch: int | None
+    method: str,
+    pairs: Sequence[str] | None,
+    *,
+    samples: int,
+    normalize: str,
+    samples_in_memory: int | None,
+    sketch: int | None,
 ) -> dict[str, Any]:
-    """The options that a method takes, of those that the command line has for AdaBet."""
+    """The options that a method takes, of those that the command line has for AdaBet, and those given by name."""
     from adabet.methods import find_method
 
     given = {
@@ -118,7 +143,8 @@ def method_options(
         "samples_in_memory": samples_in_memory,
         "sketch": sketch,
     }
-    return {name: value for name, value in given.items() if name in find_method(method).options}
+    taken = {name: value for name, value in given.items() if name in find_method(method).options}
+    return taken | named_values("--option", pairs)
 
 
 def image_config(loaded: LoadedModel) -> DataConfig:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -37,6 +37,7 @@ def command(
     normalize: setup.Normalize = "activations",
     samples_in_memory: setup.SamplesInMemory = None,
     sketch: setup.Sketch = None,
+    option: setup.MethodOptions = None,
     selection_file: Annotated[
         Path | None, typer.Option("--selection", help="Train this selection, written by `adabet rank --output`.")
     ] = None,
@@ -62,14 +63,14 @@ def command(
 ) -> None:
     """Adapt a model to images: choose the layers, train them, test, and keep the delta."""
     from adabet.files import write_text
-    from adabet.methods import select
+    from adabet.methods import find_method, select
     from adabet.models import new_head
     from adabet.planning import Plan, plan
     from adabet.selection import Selection
     from adabet.training import TerminalProgress, evaluate, fit
 
     options = setup.method_options(
-        method, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
+        method, option, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
     )
     loaded = setup.load(
         model,
@@ -85,10 +86,13 @@ def command(
     torch.manual_seed(seed)
     new_head(loaded.model, len(splits.classes))
     loaders = splits.loaders(batch_size=batch_size, seed=seed)
-    chosen: Selection | Plan
+    entry = find_method(method)
+    chosen: Selection | Plan | None = None
     with setup.notes_for_warnings(), bar("choosing") as progress:
         if selection_file is not None:
             chosen = Selection.from_json(setup.read_file(selection_file))
+        elif entry.kind != "ranks layers" or "every" in options:
+            pass  # it selects within the run, and again
         elif memory is not None:
             chosen = plan(
                 loaded.model,
@@ -100,6 +104,8 @@ def command(
                 seed=seed,
                 **options,
             )
+        elif entry.labelled:
+            pass  # it looks at the training batches themselves
         else:
             chosen = select(
                 method,
@@ -112,9 +118,19 @@ def command(
                 progress=progress,
                 **options,
             )
-    selection = chosen.selection if isinstance(chosen, Plan) else chosen
-    err.print(str(chosen))
-    folder = run_dir or Path("runs") / "-".join((model.rpartition("/")[2], Path(data).name, selection.method))
+    if chosen is not None:
+        err.print(str(chosen))
+    name = method if selection_file is None else Selection.from_json(setup.read_file(selection_file)).method
+    folder = run_dir or Path("runs") / "-".join((model.rpartition("/")[2], Path(data).name, name))
+    unchosen: dict[str, Any] = {}
+    if chosen is None:
+        unchosen = {
+            "method": method,
+            "layer_ratio": layer_ratio,
+            "channel_ratio": channel_ratio,
+            "memory": memory,
+            "method_options": options,
+        }
     try:
         result = fit(
             loaded.model,
@@ -132,6 +148,7 @@ def command(
             run_dir=folder,
             resume=resume,
             progress=TerminalProgress(err),
+            **unchosen,
         )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"stopped; the last whole epoch is in {folder}, go on with --resume") from stop

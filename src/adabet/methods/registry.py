@@ -130,6 +130,11 @@ class Method:
         return KINDS.get(found, "selects again")  # type: ignore[arg-type]
 
     @property
+    def labelled(self) -> bool:
+        """Whether it needs the labels of the batches."""
+        return "labels" in self.needs
+
+    @property
     def options(self) -> tuple[str, ...]:
         """Names of the options that this method takes beside those of `Request`."""
         parameters = inspect.signature(self.start).parameters.values()
@@ -241,7 +246,7 @@ class Again(Dynamic):
 
     def turn(self, moment: Moment) -> Turn:  # noqa: ARG002 - the model's weights say it all
         """The ranking's best at this moment."""
-        ranking = self._method.start(self._request, **self._options)
+        ranking = typing.cast(Ranking, self._method.start(self._request, **self._options))
         return Turn(ranking.select(layer_ratio=self._request.layer_ratio, channel_ratio=self._request.channel_ratio))
 
 

@@ -93,6 +93,10 @@ class Course:
         self._enter(turn, 1, 1)
         self._fresh = True
 
+    def begin_with(self, moment: Moment) -> None:
+        """Start with the method's first turn."""
+        self.take(self._asked(moment))
+
     def moment(self, epoch: int, step: int, *, epochs: int, steps: int | None, factor: float) -> Moment:
         """A moment of the run; ``factor`` is that of the schedule on the learning rates."""
 
@@ -132,11 +136,10 @@ class Course:
         Returns:
             Full names of tensors that train for the first time in this run.
         """
-        dynamic = self._dynamic()
         self.optimizer.zero_grad(set_to_none=True)
         self._held = held_state(self.optimizer, self._trained)
         self.end()
-        new = self._enter(first_turn(dynamic, moment, self._processes), moment.epoch, moment.step)
+        new = self._enter(self._asked(moment), moment.epoch, moment.step)
         self.begin()
         if not self.turn.fresh:
             carry_over(self._held, self.optimizer, self._trained, self.turn.follow)
@@ -205,6 +208,15 @@ class Course:
             raise CheckpointError(f"the checkpoint does not fit the method: {error!r}") from error
         self._fresh = True
 
+    def _asked(self, moment: Moment) -> Turn:
+        """The method's turn at a moment; what trains is what the main process says.
+
+        Every process asks its own method, since a method may change the model.
+        """
+        turn = self._dynamic().turn(moment)
+        selection, rates = self._processes.from_main((turn.selection.to_json(), dict(turn.rates)))
+        return replace(turn, selection=Selection.from_json(selection), rates=rates)
+
     def _enter(self, turn: Turn, epoch: int, step: int) -> tuple[str, ...]:
         self.turn, self._fresh = turn, False
         self.records.append(TurnRecord.of(turn, epoch, step))
@@ -220,16 +232,6 @@ class Course:
     _held: Mapping[str, Held] = {}
     turn: Turn
     optimizer: Optimizer
-
-
-def first_turn(dynamic: Dynamic, moment: Moment, processes: Processes) -> Turn:
-    """The method's turn at a moment; what trains is what the main process says.
-
-    Every process asks its own method, since a method may change the model.
-    """
-    turn = dynamic.turn(moment)
-    for_all = processes.from_main((turn.selection.to_json(), dict(turn.rates)))
-    return replace(turn, selection=Selection.from_json(for_all[0]), rates=for_all[1])
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from adabet.errors import AdabetError, CheckpointError
+from adabet.methods.lora import injected_for
 from adabet.selection import Selection
 from adabet.training.tensor_file import read_tensor_file, write_tensor_file
 from adabet.training.weights import base_digest, check_tensors, persistent_buffers, put_tensors, tensors_named
@@ -72,6 +73,8 @@ def extend_delta(model: nn.Module, path: str | os.PathLike[str], names: Collecti
 def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> Selection:
     """Put a delta onto base weights: everything is checked first, so either all of it is copied or nothing.
 
+    Adapters of method ``"lora"`` are put into the model before, see `adabet.methods.lora`.
+
     Args:
         model: a model with the base weights that the adapted one started from and a head of the same size.
         path: what `save_delta` or a run folder wrote (``best.safetensors``, ``last.safetensors``).
@@ -90,6 +93,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> Selection:
         base = values["base"]
     except (AdabetError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole delta: {error}") from error
-    check_tensors(model, tensors, base, str(path))
+    with injected_for(model, selection):
+        check_tensors(model, tensors, base, str(path))
     put_tensors(model, tensors)
     return selection

@@ -18,7 +18,7 @@ from adabet.training.batches import length_of
 from adabet.training.checkpoint import Checkpoint
 from adabet.training.choosing import Chooser
 from adabet.training.config import describe, short_digest
-from adabet.training.course import Course, first_turn
+from adabet.training.course import Course
 from adabet.training.delta import load_delta
 from adabet.training.evaluation import Metric, modes_kept
 from adabet.training.loop import Training
@@ -210,13 +210,13 @@ def fit(
     with random_state_kept([train_loader], processes.device):
         way = chooser.choose(model, train_loader, run, processes)
         course.dynamic = way.dynamic
-        if way.dynamic is None:
+        if way.selection is not None:
             course.take(Turn(way.selection))
-        elif checkpoint is None:
-            first = course.moment(1, 1, epochs=epochs, steps=length_of(train_loader), factor=1.0)
-            course.take(first_turn(way.dynamic, first, processes))
-        else:
+        elif checkpoint is not None:
             course.load_state_dict(checkpoint.method)
+        else:
+            first = course.moment(1, 1, epochs=epochs, steps=length_of(train_loader), factor=1.0)
+            course.begin_with(first)
         micro_batch, recompute = way.micro_batch or micro_batch, way.recompute or recompute
 
         def measure() -> MemoryReport:

@@ -1,31 +1,34 @@
 """The hard proof: train where the operating system gives no more memory than the budget.
 
-    python benchmarks/capped.py --model resnet50
+    python benchmarks/capped.py timm/resnet50 "$ADABET_DATA/images/clothing" --memory 300MB
 
-A child process loads the model, then lowers its limit on data (RLIMIT_DATA) to what it holds by then plus the budget
-beyond the weights and a small allowance, and takes the same training steps: with stock PyTorch, which dies; and as
-adabet planned for it, which finishes. The plan's weights are then compared with those of a child without a limit.
+On a few photos of the folder, in child processes whose data (RLIMIT_DATA) may grow, once python and the libraries are
+loaded, by no more than the budget and a small allowance: `adabet tune` with stock PyTorch and every layer training,
+which dies; and `adabet tune --memory`, which loads the model, plans, trains, tests and saves. Its weights are then
+compared, bit by bit, with those of the same command without a limit.
 """
 
 import argparse
 import hashlib
-import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 import adabet
-from adabet.planning import Plan
+import adabet.models
 from adabet.sizes import format_size, parse_size
-from memory import BATCH, build
-from plans import labelled
 
-STEPS = 2
 ALLOWANCE = 24_000_000
 """For what torch's allocator does not give out: compiled kernels, Python's objects, torn pages. Stock gets it too."""
+
+PHOTOS = {"train": 2, "val": 1, "test": 1}
+"""Of each class."""
 
 
 def held() -> int:
@@ -34,42 +37,35 @@ def held() -> int:
     return next(int(field[1]) * 1024 for field in fields if field[0] == "VmData:")
 
 
-def warm_up() -> None:
+def warm_up(folder: Path) -> None:
     """Load what training loads, once: libraries and thread pools are not what the budget is about."""
     tiny = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2))
     batch = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
-    adabet.fit(tiny, [batch], None, adabet.select("full", tiny, [batch]), epochs=1, schedule="constant")
+    adabet.plan(tiny, [batch] * 2, memory="10MB", head="2")
+    adabet.fit(tiny, [batch], [batch], method="full", epochs=1, schedule="constant", run_dir=folder / "warm")
+    adabet.models.load_model("timm/test_resnet")
 
 
-def child(way: str, model_name: str, plan_file: str, budget: int) -> None:
-    """Train a few steps, under the limit if there is a budget; print a digest of the weights."""
+def child(budget: int, arguments: list[str]) -> None:
+    """Run the command line, under the limit if there is a budget."""
     import resource
 
+    from adabet.cli import app
+
     torch.set_num_threads(1)
-    model, inputs = build(model_name)
-    batch = labelled(inputs[0])
-    del inputs
-    plan = Plan.from_json(Path(plan_file).read_text())
-    selection = plan.selection if way == "plan" else adabet.select("full", model, [batch])
-    options = {"micro_batch": plan.micro_batch, "recompute": plan.recompute} if way == "plan" else {"lean": False}
-    warm_up()
+    with tempfile.TemporaryDirectory() as folder:
+        warm_up(Path(folder))
     if budget:
-        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        limit = held() + budget - weights + ALLOWANCE
+        limit = held() + budget + ALLOWANCE
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    loader = [batch] * STEPS
-    adabet.fit(model, loader, None, selection, epochs=1, lr=1e-4, schedule="constant", **options)
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    print(json.dumps(digest.hexdigest()))
+    app(arguments)
 
 
-def run(way: str, model: str, plan_file: Path, budget: int) -> tuple[bool, str]:
-    """Whether a child finished, and its digest or its last words."""
+def run(arguments: list[str], budget: int) -> tuple[bool, str]:
+    """Whether a child finished, and its last words."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, __file__, "--child", way, model, str(plan_file), str(budget)],
+        [sys.executable, __file__, "--child", str(budget), *arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -79,27 +75,51 @@ def run(way: str, model: str, plan_file: Path, budget: int) -> tuple[bool, str]:
     return done.returncode == 0, words[-1] if words else f"exit {done.returncode}"
 
 
+def few_photos(source: Path, folder: Path) -> Path:
+    """A copy of the data with a few photos of each class."""
+    for split, count in PHOTOS.items():
+        for kind in sorted(path for path in (source / split).iterdir() if path.is_dir()):
+            target = folder / "photos" / split / kind.name
+            target.mkdir(parents=True)
+            for photo in sorted(kind.iterdir())[:count]:
+                shutil.copy(photo, target)
+    return folder / "photos"
+
+
+def digest(run_dir: Path) -> str:
+    """Of all trained weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_file(run_dir / "last.safetensors").items()):
+        found.update(name.encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--memory", default="400MB")
-    parser.add_argument("--plan", type=Path, default=Path("capped-plan.json"), help="where the plan is kept")
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        way, name, plan_file, budget = options.child
-        child(way, name, plan_file, int(budget))
+    if sys.argv[1:2] == ["--child"]:
+        child(int(sys.argv[2]), sys.argv[3:])
         return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--memory", default="300MB")
+    options = parser.parse_args()
     budget = parse_size(options.memory)
-    model, inputs = build(options.model)
-    found = adabet.plan(model, [labelled(part) for part in inputs], memory=budget)
-    options.plan.write_text(found.to_json())
-    print(found)
-    for way, cap in (("stock", budget), ("plan", budget), ("plan", 0)):
-        finished, words = run(way, options.model, options.plan, cap)
-        limit = f"under {format_size(cap)}" if cap else "without a limit"
-        print(f"{way} {limit}: {'finished' if finished else 'died'}: {words}", flush=True)
-    print(f"batch {BATCH}, {STEPS} steps; equal digests are equal weights, bit by bit")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        data = few_photos(options.data, folder)
+        planned, everything = ["--memory", options.memory], ["--method", "full", "--no-lean"]
+        for name, more, cap in (
+            ("stock", everything, budget),
+            ("adabet", planned, budget),
+            ("adabet, no limit", planned, 0),
+        ):
+            run_dir = folder / name
+            arguments = ["tune", options.model, str(data), "--epochs", "1", "--lr", "1e-4", "--run-dir", str(run_dir)]
+            finished, words = run([*arguments, *more], cap)
+            limit = f"under {format_size(cap)}" if cap else "without a limit"
+            weights = f"; weights {digest(run_dir)}" if finished else ""
+            print(f"{name} {limit}: {'finished' if finished else 'died'}: {words}{weights}", flush=True)
 
 
 if __name__ == "__main__":

@@ -221,6 +221,39 @@ class TestChannelDistances:
         assert all(torch.equal(left, right) for (_, left), (_, right) in zip(once, one_by_one, strict=True))
 
 
+class TestChannelSketches:
+    @pytest.mark.parametrize("axis", ["out", "in"])
+    def test_that_keep_all_places_are_exact(self, axis):
+        model, batches = CASES["timm-mobilenetv2"].build(), batches_of(CASES["timm-mobilenetv2"], 9, size=4)
+        prober = Prober(model, batches)
+        chosen = [layer for layer in prober.layers if layer.channel_axis][::7]
+        exact = dict((layer.name, found) for layer, found in prober.channel_distances(chosen, axis=axis))  # noqa: C402
+        sketched = Prober(model, batches, sketch=1024).channel_distances(chosen, axis=axis)
+        for layer, found in sketched:
+            assert torch.allclose(found, exact[layer.name], rtol=1e-4, atol=1e-5 * float(exact[layer.name].max()))
+
+    def test_estimate_the_exact_distances(self):
+        model, batches = small_net(), small_images(12, size=32).split(4)
+        layers = Prober(model, batches).layers.candidates[:2]
+        exact = dict(Prober(model, batches).channel_distances(layers))
+        off = ~torch.eye(12, dtype=torch.bool)
+        ratios = []
+        for seed in range(20):
+            for layer, found in Prober(model, batches, sketch=64, seed=seed).channel_distances(layers):
+                ratios.append((found / exact[layer])[:, off].square())
+        ratio = torch.stack(ratios)
+        assert abs(float(ratio.mean()) - 1) < 0.03
+        assert ratio.std(0).mean() < 1.3 * (2 / 64) ** 0.5
+
+    def test_take_the_memory_of_one_slice(self):
+        model, batches = Deep(depth=2), torch.randn(40, 8, 48, 48).split(8)
+        activation = 8 * 8 * 48 * 48 * 4
+        prober = Prober(model, batches, sketch=64)
+        took = measure_peak(lambda: list(prober.channel_distances(prober.layers.candidates)))
+        # a layer's input and output, and the sketch's sums, signed and put in order; of five slices twice as much alone
+        assert took < 6 * activation
+
+
 class TestSketches:
     def test_estimate_the_exact_distances(self):
         case = CASES["timm-mobilenetv2"]
@@ -408,12 +441,16 @@ class TestMemory:
         assert not [reference for reference in alive if reference() is not None]
 
 
-def test_progress_goes_up_to_all():
-    for options in ({}, {"samples_in_memory": 16}, {"sketch": 64}):
-        told = []
-        Prober(small_net(), small_images(40, size=8).split(8), progress=lambda *x: told.append(x), **options).probe()  # noqa: B023
-        assert [done for done, _ in told] == list(range(1, told[0][1] + 1))
-        assert {total for _, total in told} == {told[-1][0]}
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    # six layers; all slices at once, ten pairs of slices, or five slices one after the other
+    [({}, 6), ({"samples_in_memory": 16}, 10 * 6), ({"sketch": 64}, 5)],
+)
+def test_progress_goes_up_to_all(options, steps):
+    told = []
+    batches = small_images(40, size=8).split(8)
+    Prober(small_net(), batches, progress=lambda *both: told.append(both), **options).probe()
+    assert told == [(done, steps) for done in range(1, steps + 1)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -24,9 +24,23 @@ class _Group(TyperGroup):
         except AdabetError as error:
             fail(str(error))
             sys.exit(WRONG_INPUT)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fail("out of memory; give --memory, a budget that there is room for, or a smaller --micro-batch")
+            sys.exit(FAILED)
         except KeyboardInterrupt as stop:
             fail(str(stop) or "interrupted")
             sys.exit(INTERRUPTED)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused: by Python, a device, or torch's allocator on the CPU, which has no class for it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 app = typer.Typer(

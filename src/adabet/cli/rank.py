@@ -1,8 +1,9 @@
 """`adabet rank`."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -59,7 +60,7 @@ def command(
         splits = setup.labelled_splits(data, config, seed=seed)
         torch.manual_seed(seed)
         new_head(loaded.model, len(splits.classes))
-        batches = splits.loaders(batch_size=8, seed=seed).train
+        batches: Iterable[Any] = splits.loaders(batch_size=8, seed=seed).train
     else:
         batches = setup.image_batches(data, config, samples=samples, seed=seed)
     if channel_ratio < 1 and method == "adabet":

@@ -47,6 +47,7 @@ def command(
     optimizer: Annotated[str, typer.Option(help="sgdw, sgd, adam or adamw.")] = "sgdw",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
     micro_batch: Annotated[int | None, typer.Option(help="Images in memory at once; the gradient is the same.")] = None,
+    lean: Annotated[bool, typer.Option(help="Keep for the backward pass only what the selection needs.")] = True,
     early_stop: Annotated[int | None, typer.Option(help="End after so many epochs without a better one.")] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     weights: setup.Weights = None,
@@ -143,6 +144,7 @@ def command(
             epochs=epochs,
             early_stop=early_stop,
             micro_batch=micro_batch,
+            lean=lean,
             mixed_precision=mixed_precision,
             seed=seed,
             run_dir=folder,
@@ -152,7 +154,9 @@ def command(
         )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"stopped; the last whole epoch is in {folder}, go on with --resume") from stop
-    test = evaluate(loaded.model, loaders.test)
+    # one at a time where only the run knows what fits
+    at_once = chosen.micro_batch if isinstance(chosen, Plan) else micro_batch or (1 if memory else None)
+    test = evaluate(loaded.model, loaders.test, micro_batch=at_once)
     write_text(folder / "test.json", json.dumps(test, indent=1) + "\n")
     if as_json:
         out.print_json(json.dumps({"run_dir": str(folder), "test": test, "result": json.loads(result.to_json())}))

@@ -15,7 +15,7 @@ from adabet.layers.batches import device_of, forward_call, map_tensors, sample_c
 from adabet.layers.observe import observing
 from adabet.memory.allocator import Block, Recording, record_allocations
 from adabet.memory.report import MemoryReport, Peak
-from adabet.memory.unchanged import unchanged
+from adabet.memory.unchanged import unchanged, values_kept
 from adabet.selection import Selection
 from adabet.step import Loss, train_step
 
@@ -33,7 +33,6 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {
 SAVED = "saved:"
 GRADIENT = "gradient"
 STATE = "optimizer state"
-OWN = "adabet's own"
 MODEL_ITSELF = "(model)"
 LOSS = "(loss)"
 RECOMPUTED = "(recomputed)"
@@ -154,25 +153,12 @@ def _record_training(
         for _ in range(2):
             with _saved_marked(model, recording, running):
                 step(backward=backward)
-            with _values_kept(trainable, recording):
+            with values_kept(trainable):
                 optimizer.step()
             states = (value for state in optimizer.state.values() for value in state.values())
             recording.mark(STATE, _addresses(value for value in states if isinstance(value, Tensor)))
             optimizer.zero_grad()
     return recording
-
-
-@contextmanager
-def _values_kept(parameters: Sequence[nn.Parameter], recording: Recording) -> Iterator[None]:
-    """Put the parameters' values back after the block; the copies are not part of the recording."""
-    copies = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
-    recording.mark(OWN, _addresses(copies))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, copy in zip(parameters, copies, strict=True):
-                parameter.copy_(copy)
 
 
 @contextmanager
@@ -213,7 +199,7 @@ def _weight_bytes(model: nn.Module) -> int:
 
 
 def _peak(recording: Recording, *, weights: int, inputs: int) -> Peak:
-    allocated, alive = recording.peak(lambda block: block.label != OWN)
+    allocated, alive = recording.peak()
     statistics = recording.statistics
     if statistics is not None and statistics.bytes is not None:
         allocated = statistics.bytes

@@ -1,12 +1,13 @@
 """Leave a user's model as it was."""
 
 import random
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adabet.layers.batches import device_of
 
@@ -44,3 +45,31 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             for parameter, requires_grad, gradient in parameters:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
+
+
+@contextmanager
+def values_kept(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Put the parameters' values back after the block.
+
+    They wait in a file: copies in memory, of all that trains, could be more than a budget has room for.
+
+    Raises:
+        OSError: if there is no room for the file.
+    """
+    parameters = [parameter for parameter in parameters if parameter.numel()]
+    with tempfile.TemporaryFile() as file:
+        for parameter in parameters:
+            file.write(_bytes_of(parameter.detach().cpu()))
+        file.seek(0)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter in parameters:
+                    stored = torch.frombuffer(bytearray(file.read(parameter.nbytes)), dtype=parameter.dtype)
+                    parameter.copy_(stored.view(parameter.shape))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    array: np.ndarray[tuple[int], np.dtype[np.uint8]] = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    return array.data

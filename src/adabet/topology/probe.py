@@ -1,7 +1,6 @@
 """Forward passes over unlabelled samples that leave, of every layer, only distances between the samples."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from adabet.layers.trace import first_floating
 from adabet.topology.distances import channel_squared_distances, squared_distances
 from adabet.topology.lockstep import Lockstep
 from adabet.topology.pool import SLICE, Pool, collect, passes
+from adabet.topology.samples import by_sample, check_alike, check_finite
 from adabet.topology.sketch import Sketcher
 
 CHANNEL_BYTES = 2**25
@@ -117,7 +117,7 @@ class Prober:
                     group, lambda layer: partial(channel_squared_distances, channel_axis=layer.channel_axis or -1), axis
                 )
             else:
-                between = partial(channel_squared_distances, channel_axis=1)
+                between = partial(channel_squared_distances, channel_axis=-2)
                 squared = self._sketched(group, self._sketcher, between, axis, by_channel=True)
             for layer in group:
                 yield layer, squared[layer.name].sqrt()
@@ -159,9 +159,9 @@ class Prober:
                 number: int = number,
                 step: Iterator[int] = step,
             ) -> None:
-                _check_alike(name, [part.shape[1:] for part in parts])
+                check_alike(name, [part.shape[1:] for part in parts])
                 found = measure(by_name[name])(*parts)
-                _check_finite(name, found)
+                check_finite(name, found)
                 if name not in totals:
                     totals[name] = found.new_zeros((*found.shape[:-2], self.pool.samples, self.pool.samples))
                 totals[name][..., rows[:, None], rows] += found * fresh.to(found.device)
@@ -196,9 +196,9 @@ class Prober:
             def keep(name: str, activation: Tensor, calls: dict[str, list[Tensor]] = calls) -> None:
                 sketches = calls.setdefault(name, [])
                 shape = activation.shape[1:]
-                _check_alike(name, [shapes.setdefault((name, len(sketches)), shape), shape])
+                check_alike(name, [shapes.setdefault((name, len(sketches)), shape), shape])
                 sketch = _channel_sketches(sketcher, activation, axes[name]) if by_channel else sketcher(activation)
-                _check_finite(name, sketch)
+                check_finite(name, sketch)
                 sketches.append(sketch)
 
             with self._listening(layers, keep, partial(self.pool.sizes.__getitem__, index), axis):
@@ -260,55 +260,8 @@ class Prober:
             )
 
 
-def by_sample(name: str, output: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
-    """An activation with the samples along the first axis, ``(count, ...)``, as a view where possible.
-
-    Args:
-        name: of the layer.
-        output: what the layer gave for ``count`` samples.
-        count: number of samples.
-        shape: the shape of its output for one sample. The axis that has grown ``count``-fold holds the samples
-            (several entries each, sample after sample, where attention works on windows); if none has, the
-            output is the same for all samples, as an embedding of positions is.
-
-    Raises:
-        ActivationError: if the output has another shape than for one sample, and no axis holds the samples.
-    """
-    if count == 1:
-        return output if shape[0] == 1 else output.unsqueeze(0)
-    if output.shape == (count, *shape):  # the model squeezed away the axis of its one sample
-        return output
-    for axis, (now, one) in enumerate(zip(output.shape, shape, strict=False)):
-        if now == count * one:
-            moved = output.movedim(axis, 0)
-            return moved if one == 1 else moved.reshape(count, one, *moved.shape[1:])
-    if output.shape != shape:
-        raise ActivationError(
-            f"layer {name!r} gave {shape} for one sample and {tuple(output.shape)} for {count}: none of its axes holds "
-            "the samples"
-        )
-    return output.unsqueeze(0).expand(count, *output.shape)
-
-
 def _channel_sketches(sketcher: Sketcher, activation: Tensor, channel_axis: int) -> Tensor:
     """Sketches of every channel of an activation ``(n, ...)`` by itself, ``(n, channels, size or less)``."""
     channels = activation.movedim(channel_axis, 1)
     rows = channels.reshape(channels.shape[0] * channels.shape[1], -1)
     return sketcher(rows).view(channels.shape[0], channels.shape[1], -1)
-
-
-def _check_alike(name: str, shapes: Sequence[torch.Size]) -> None:
-    if len(set(map(math.prod, shapes))) > 1:
-        different = sorted(set(map(tuple, shapes)))
-        raise ActivationError(
-            f"expected activations of one size, layer {name!r} gave {' and '.join(map(str, different))}; "
-            "resize, crop or pad all samples to the same shape"
-        )
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise ActivationError(
-            f"layer {name!r} gave activations that are not finite (or too large to square); "
-            "check the weights and how the inputs are scaled"
-        )

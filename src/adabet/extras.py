@@ -17,6 +17,7 @@ EXTRA_OF_MODULE = {
     "scipy": "vision",
     "huggingface_hub": "vision",
     "transformers": "hf",
+    "peft": "peft",
     "sklearn": "demo",
     "ripser": "topology",
 }

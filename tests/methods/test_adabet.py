@@ -8,9 +8,10 @@ import torch
 from ripser import ripser
 from torch import nn
 
-from adabet.errors import ActivationError, LayerError, OptionError
+from adabet.errors import ActivationError, DataError, LayerError, OptionError
 from adabet.layers import find_layers
 from adabet.methods import rank, select
+from adabet.ranking import Ranking
 from adabet.topology import Prober, betti_one
 from adabet.topology.stability import DRAWS
 from tests.cases.models import SMALL, small_images, small_net
@@ -120,6 +121,19 @@ class TestChannels:
         assert len(by_name["conv1"].channels) == (6 if axis == "out" else 1)
         assert by_name["head"].channels is None
 
+    @pytest.mark.parametrize("axis", ["out", "in"])
+    def test_of_a_sketch_are_counted_from_it(self, axis):
+        """Channels of no more places than the sketch keeps are exact; those of more are estimates."""
+        exact, large, small = (
+            rank(small_net(), BATCHES, channels=1.0, axis=axis, sketch=sketch) for sketch in (None, 64, 16)
+        )
+        for one, other in zip(exact.layers, large.layers, strict=True):
+            assert one.channel_scores == other.channel_scores
+        assert [len(item.channel_scores) for item in small.layers] == [
+            len(item.channel_scores) for item in exact.layers
+        ]
+        assert [item.channel_scores for item in small.layers] != [item.channel_scores for item in exact.layers]
+
     def test_attention_trains_whole(self):
         case = next(case for case in SMALL if case.name == "timm-vit")
         chosen = select("adabet", case.build(), [case.batch(12)], layer_ratio=1, channel_ratio=0.25)
@@ -130,6 +144,74 @@ class TestChannels:
     def test_of_no_share(self, share):
         with pytest.raises(OptionError, match="channels, a share of the layers, from 0 to 1"):
             rank(small_net(), BATCHES, channels=share)
+
+
+class TestReference:
+    """The published code's arithmetic, written out again."""
+
+    def published(self, model, batches):
+        """For each layer the sum over 4 batches of bars / (batch * features), over the number of layers."""
+        priorities = {}
+        layers, _ = kept_activations(model, batches[:1])
+        for batch in batches[:4]:
+            for name, calls in kept_activations(model, [batch])[1].items():
+                features = sum(call.numel() for call in calls[0])
+                found = bars_of_ripser(direct_distances(calls)) / (len(batch) * features)
+                priorities[name] = priorities.get(name, 0) + found / len(layers)
+        return priorities
+
+    @pytest.mark.parametrize("sizes", [[8] * 5, [16, 12, 8], [20], [4, 11, 15, 6, 4]])
+    def test_priorities_are_the_published_ones(self, sizes):
+        batches = list(small_images(40, size=8)[: sum(sizes)].split(sizes))
+        ranking = rank(small_net(), batches, reference=True)
+        expected = self.published(small_net(), batches)
+        assert {ranked.layer.name: ranked.priority for ranked in ranking.layers} == pytest.approx(expected)
+        assert ranking.samples == sum(sizes[:4])
+        assert max(expected.values()) > 0
+        assert [ranked.layer.name for ranked in ranking.order] == sorted(expected, key=lambda name: -expected[name])
+
+    def test_batches_are_not_pooled(self):
+        batches = small_images(40, size=8).split(10)
+        model = small_net()
+        loops = {name: score * 10 for name, score in scores(rank(model, batches, reference=True)).items()}
+        pooled = scores(rank(model, batches))
+        assert loops != pytest.approx(pooled)
+        apart = [scores(rank(model, [batch], samples=10)) for batch in batches]
+        assert loops == pytest.approx({name: sum(found[name] for found in apart) for name in loops})
+
+    def test_ties_go_to_the_earlier_layer(self):
+        """Of three points nothing loops, of eight on a line neither: all layers tie."""
+        model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 2))
+        ranking = rank(model, torch.linspace(0, 1, 40)[:, None].split(8), head="3", reference=True)
+        assert [ranked.layer.name for ranked in ranking.order] == ["0", "1", "2"]
+        assert any("3 of 3 layers have no loop in any batch and tie" in note for note in ranking.notes)
+
+    def test_with_the_head_as_a_candidate(self):
+        ranking = rank(small_net(), BATCHES, reference=True, head_as_candidate=True)
+        assert [ranked.layer.name for ranked in ranking.layers][-1] == "head"
+        assert ranking.head == ()
+
+    def test_is_said_and_comes_back_from_json(self):
+        ranking = rank(small_net(), BATCHES, reference=True, sketch=256)
+        assert ranking.options["reference"] is True
+        assert "4 batches by themselves" in ranking.notes[0]
+        assert "random projections" in ranking.notes[-1]
+        restored = Ranking.from_json(ranking.to_json())
+        assert (restored.layers, restored.notes) == (ranking.layers, ranking.notes)
+
+    def test_progress_goes_up(self):
+        told = []
+        rank(small_net(), BATCHES, reference=True, progress=lambda *both: told.append(both))
+        assert told[-1][0] == told[-1][1]
+        assert [done for done, _ in told] == list(range(1, told[-1][0] + 1))
+
+    def test_refuses_what_the_code_does_not_do(self):
+        with pytest.raises(OptionError, match="no channels with reference=True"):
+            rank(small_net(), BATCHES, reference=True, channels=0.5)
+        with pytest.raises(ActivationError, match="at least 4 samples"):
+            rank(small_net(), [small_images(3, size=8)], reference=True)
+        with pytest.raises(DataError, match="loader is empty"):
+            rank(small_net(), [], reference=True)
 
 
 class TestCertainty:

@@ -1,13 +1,16 @@
 import pytest
+import torch
 from torch import nn
 
 import adabet
 from adabet.errors import ActivationError, DataError, LayerError, OptionError, SelectionError, UnknownNameError
-from adabet.methods import METHODS, find_method, rank, select
+from adabet.methods import METHODS, Dynamic, Moment, find_method, rank, select, start
+from adabet.methods.registry import optimizer_outside_a_run
 from adabet.ranking import Ranking
 from tests.cases.models import SMALL, small_images, small_net, state_of
 
 BATCHES = small_images(40, size=8).split(8)
+LABELLED = [(batch, torch.arange(8) % 5) for batch in BATCHES]
 NAMES = ("adabet", "full", "head", "last-k", "random", "size")
 
 
@@ -142,6 +145,53 @@ class TestBaselines:
             assert select(name, model, BATCHES, head="1").parameters == ("1.weight", "1.bias")
         with pytest.raises(LayerError, match="none; use the method 'head'"):
             select("adabet", model, BATCHES, head="1")
+
+
+class TestAgain:
+    """A method that ranks, asked again every so many epochs."""
+
+    def moment(self, epoch, step=1):
+        return Moment(epoch, step, 10, 7, optimizer_outside_a_run)
+
+    def again(self, model, **options):
+        found = start("fisher", model, LABELLED, **options)
+        assert isinstance(found, Dynamic)
+        return found
+
+    @pytest.mark.parametrize(("every", "epochs"), [(1, list(range(1, 11))), (3, [1, 4, 7, 10]), (20, [1])])
+    def test_is_due_at_the_start_of_every_so_many_epochs(self, every, epochs):
+        again = self.again(small_net(), every=every)
+        due = [(epoch, step) for epoch in range(1, 11) for step in (1, 2, 7) if again.due(self.moment(epoch, step))]
+        assert due == [(epoch, 1) for epoch in epochs]
+
+    def test_ranks_the_weights_of_the_moment(self):
+        model = small_net()
+        again = self.again(model, every=1, layer_ratio=0.34, channel_ratio=0.5)
+        first = again.turn(self.moment(1)).selection
+        assert first == select("fisher", model, LABELLED, layer_ratio=0.34, channel_ratio=0.5)
+        with torch.no_grad():
+            model.norm3.weight.zero_()  # no gradient comes past it
+        second = again.turn(self.moment(2)).selection
+        assert second == select("fisher", model, LABELLED, layer_ratio=0.34, channel_ratio=0.5)
+        assert second.layers != first.layers
+
+    def test_takes_the_method_s_own_options(self):
+        turn = self.again(small_net(), every=2, mode="channel-sum").turn(self.moment(3))
+        assert turn.selection.options["mode"] == "channel-sum"
+        assert not turn.fresh
+        assert turn.rates == {}
+
+    def test_select_gives_what_it_begins_with(self):
+        plain = select("fisher", small_net(), LABELLED, layer_ratio=0.5)
+        assert select("fisher", small_net(), LABELLED, layer_ratio=0.5, every=3) == plain
+
+    @pytest.mark.parametrize(("method", "every"), [("fisher", 0), ("fisher", -1), ("tinytl-bias", 1), ("tinytrain", 2)])
+    def test_is_for_methods_that_rank_and_whole_epochs(self, method, every):
+        with pytest.raises(OptionError, match=f"every={every} with '{method}'"):
+            start(method, small_net(), LABELLED, every=every)
+
+    def test_remembers_nothing(self):
+        assert self.again(small_net(), every=1).state_dict() == {}
 
 
 def test_public_functions_are_these():

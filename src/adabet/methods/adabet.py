@@ -1,20 +1,28 @@
 """AdaBet: layers whose activations have the most complex topology for their size."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from adabet.errors import LayerError, OptionError
-from adabet.layers import Layer
+from adabet.errors import DataError, LayerError, OptionError
+from adabet.layers import Layer, inputs_of, sample_count
 from adabet.methods.registry import Request, register
 from adabet.ranking import AXES, SLICEABLE, RankedLayer, Ranking
 from adabet.topology import Probe, Prober, betti_one
-from adabet.topology.pool import SLICE
+from adabet.topology.pool import FEWEST, SLICE
 from adabet.topology.stability import half_counts, spearman
 
 NORMALIZE = ("activations", "parameters", "none")
+
+REFERENCE_BATCHES = 4
+"""Batches that the paper's code looks at."""
+
+ESTIMATES = "distances are estimates from random projections; leave out the sketch for exact counts"
 
 UNSTABLE = 0.5
 """Rank correlation between halves of the samples below which a ranking is called unstable."""
@@ -36,6 +44,7 @@ def rank_adabet(
     sketch: int | None = None,
     slice_size: int = SLICE,
     min_persistence: float | None = None,
+    reference: bool = False,
 ) -> Ranking:
     """Loops in the cloud of a layer's activations (first Betti number) over their number.
 
@@ -51,6 +60,14 @@ def rank_adabet(
         sketch: see `Prober`.
         slice_size: see `Prober`.
         min_persistence: count only loops that live longer than this, in the units of the distances; through ripser.
+        reference: count as the paper's published code does, to reproduce its numbers: each of the first 4 batches is a
+            cloud of its own, its loops are divided by the elements of the batch's activations, and what the batches
+            give is summed and divided by the number of layers. ``samples`` is not used then.
+
+    The published code differs from the paper in more than arithmetic. In all cases, layers of equal priority come in
+    the order of the forward pass, as there. With ``head_as_candidate`` of a request the head competes, as there. Where
+    the ratio stands for less than one layer, it selects none and `Ranking.count` one. It runs layers one after the
+    other instead of the network, and so leaves some out: this is not followed.
 
     Raises:
         OptionError: if normalize or channels make no sense.
@@ -65,10 +82,9 @@ def rank_adabet(
         raise OptionError(f"expected channels, a share of the layers, from 0 to 1, got {channels}")
     if axis not in AXES:
         raise OptionError(f"expected an axis of 'out' or 'in', got {axis!r}")
-    prober = Prober(
+    look = partial(
+        Prober,
         request.model,
-        request.batches,
-        samples=samples,
         samples_in_memory=samples_in_memory,
         sketch=sketch,
         slice_size=slice_size,
@@ -77,11 +93,13 @@ def rank_adabet(
         blocks=request.blocks,
         tie_norm=request.tie_norm,
         forward=request.forward,
-        progress=request.progress,
     )
-    if not prober.layers.candidates:
-        raise LayerError("expected layers beside the head to choose from, the model has none; use the method 'head'")
-    probe = prober.probe()
+    if reference:
+        if channels:
+            raise OptionError("expected no channels with reference=True: the published code does not rank any")
+        return _as_published(request, look, normalize, sketch, min_persistence)
+    prober = look(request.batches, samples=samples, progress=request.progress)
+    probe = _probe(prober)
     clouds = torch.stack([probe.distances[layer.name] for layer in probe.layers])
     counts = betti_one(clouds, min_persistence=min_persistence).tolist()
     halves = half_counts(probe.distances, seed=request.seed)
@@ -109,6 +127,57 @@ def rank_adabet(
         channel_axis=axis if channels else None,
     )
     return _with_channels(ranking, prober, channels, min_persistence) if channels else ranking
+
+
+def _as_published(
+    request: Request, look: Callable[..., Prober], normalize: str, sketch: int | None, min_persistence: float | None
+) -> Ranking:
+    """The ranking by the published code's arithmetic, one batch after the other."""
+    probes: list[Probe] = []
+    for batch in islice(request.batches, REFERENCE_BATCHES):
+        done = len(probes)
+
+        def progress(passes: int, total: int, done: int = done) -> None:
+            if request.progress is not None:
+                request.progress(done * total + passes, REFERENCE_BATCHES * total)
+
+        # a batch of fewer samples than make a loop is an error of the prober
+        probes.append(_probe(look([batch], samples=max(FEWEST, sample_count(inputs_of(batch))), progress=progress)))
+    if not probes:
+        raise DataError("expected batches to look at, the loader is empty")
+    layers = probes[0].layers
+    clouds = [torch.stack([probe.distances[layer.name] for layer in layers]) for probe in probes]
+    loops = torch.stack([betti_one(cloud, min_persistence=min_persistence).cpu() for cloud in clouds])
+    shares = loops.double() / torch.tensor([probe.samples for probe in probes])[:, None]
+    spreads = shares.std(0, correction=min(1, len(probes) - 1)).tolist()
+    ranked = [
+        RankedLayer(layer, score, cost_of(layer, normalize) * len(layers), spread)
+        for layer, score, spread in zip(layers, shares.sum(0).tolist(), spreads, strict=True)
+    ]
+    flat = int((loops.sum(0) == 0).sum())
+    return request.ranking(
+        layers,
+        ranked,
+        method="adabet",
+        samples=sum(probe.samples for probe in probes),
+        notes=(
+            f"counted as the published code does: loops of {len(probes)} batches by themselves, per sample, summed",
+            *([f"{flat} of {len(layers)} layers have no loop in any batch and tie"] if flat else []),
+            *([] if probes[0].exact else [ESTIMATES]),
+        ),
+        options={
+            "normalize": normalize,
+            "sketch": sketch,
+            "min_persistence": min_persistence,
+            "reference": True,
+        },
+    )
+
+
+def _probe(prober: Prober) -> Probe:
+    if not prober.layers.candidates:
+        raise LayerError("expected layers beside the head to choose from, the model has none; use the method 'head'")
+    return prober.probe()
 
 
 def cost_of(layer: Layer, normalize: str) -> float:
@@ -161,5 +230,5 @@ def _notes(probe: Probe, counts: list[int], asked: int, agreement: float, score_
             f"{agreement:.2f}): mostly the layers' sizes decide; give more samples if topology should count for more"
         )
     if not probe.exact:
-        notes.append("distances are estimates from random projections; leave out the sketch for exact counts")
+        notes.append(ESTIMATES)
     return tuple(notes)

@@ -34,7 +34,7 @@ class Request:
         head_as_candidate: let the head compete with the other layers instead of training it in any case, as the
             paper's reference code does.
         forward: how to run the model on a batch.
-        progress: told after every forward pass.
+        progress: told how much of the looking is done, and how much there is.
         layer_ratio: share of the layers that may train, for methods that select by themselves.
         channel_ratio: share of the channels of each, for methods that select by themselves.
         memory: bytes that a training step may take at its peak, everything counted, or None; kept by the methods that

@@ -1,4 +1,4 @@
-"""Models by name: timm's, torchvision's, transformers', a folder's, or the demo's."""
+"""Models by name: timm's, torchvision's, transformers', Sparse Update's, a folder's, or the demo's."""
 
 from adabet.models.config import DataConfig
 from adabet.models.heads import new_head

@@ -11,7 +11,7 @@ from torch import nn
 
 from adabet.errors import ModelError, OptionError
 from adabet.layers import find_head
-from adabet.models import from_timm, from_torchvision, from_transformers
+from adabet.models import from_mcu, from_timm, from_torchvision, from_transformers
 from adabet.models.config import DataConfig
 from adabet.models.heads import check_classes
 from adabet.models.names import unknown_model
@@ -64,9 +64,9 @@ def load_model(
 
     Args:
         name: ``"timm/..."``, ``"torchvision/..."``, ``"hf/..."`` (a name on the hub or a local folder),
-            ``"demo"``, or a folder that timm or transformers wrote.
+            ``"mcu/..."`` (the three nets of Sparse Update), ``"demo"``, or a folder that timm or transformers wrote.
         num_classes: outputs of the head; None keeps what the weights or the architecture have.
-        weights: a local safetensors file; for ``hf`` a folder.
+        weights: a local safetensors file (for ``mcu`` with its json beside it); for ``hf`` a folder.
         pretrained: fetch the library's own weights (the demo's are always there).
         image_size: height and width, pixels, in place of the model's own.
         mean: of each channel for pixels in [0, 1], in place of the model's own; one number serves all.
@@ -124,7 +124,7 @@ def _resolve(name: str) -> tuple[str, str]:
     if folder.is_absolute() or name.startswith("."):
         raise ModelError(f"expected a folder that timm or transformers wrote, got {name}, which is none")
     refuse_pickle(folder)
-    known = ["demo", *from_timm.known_names(), *from_torchvision.known_names()]
+    known = ["demo", *from_mcu.known_names(), *from_timm.known_names(), *from_torchvision.known_names()]
     raise unknown_model(name, known)
 
 
@@ -160,6 +160,7 @@ BUILDERS: dict[str, Callable[..., tuple[nn.Module, DataConfig | None, tuple[str,
     "timm": from_timm.build,
     "torchvision": from_torchvision.build,
     "hf": from_transformers.build,
+    "mcu": from_mcu.build,
     "demo": _demo,
 }
 """Who builds the models whose names begin so; each takes the same keywords."""

@@ -11,8 +11,8 @@ interrupted comparison goes on where it stopped.
         --mean 0.5 --std 0.5 --image-size 160 --max-train 800 --epochs 5 --results clothing.jsonl
 
 Training peaks are allocations of the first selection's step, weights included; selection peaks are the rise of
-resident memory, which is what is in use where MALLOC_MMAP_THRESHOLD_=65536 is set. Step times are medians, data loading
-included.
+resident memory, which is what is in use where MALLOC_MMAP_THRESHOLD_=65536 is set. Times are of the processor, so that
+what else runs counts little; those of steps are medians, data loading included. Run it on one thread (OMP_NUM_THREADS=1).
 """
 
 import argparse
@@ -147,7 +147,7 @@ class StepTimes:
     def start(self, *, epochs: int, first_epoch: int, steps: int | None) -> None: ...
 
     def step(self, *, epoch: int, step: int, loss: float) -> None:  # noqa: ARG002 - what fit calls
-        now = time.perf_counter()
+        now = time.process_time()
         if self._last is not None and step > 1:
             self.seconds.append(now - self._last)
         self._last = now
@@ -209,14 +209,14 @@ class Comparison:
         elif not contender.equal:
             told["layer_ratio"] = self.options.layer_ratio
         scratch = copy.deepcopy(model)
-        start = time.perf_counter()
+        start = time.process_time()
         with RESIDENT.watch() as watched:
             if ranks:
                 found = adabet.rank(scratch, looked, method=contender.method, seed=seed, **contender.options)
             else:
                 shared = {"memory": told.get("memory"), "val_batches": loaders.val}
                 adabet.select(contender.method, scratch, loaders.train, seed=seed, **shared, **contender.options)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         if ranks and contender.equal:
             told = {"selection": self.within(found, model, next(iter(loaders.train)))}
         elif ranks:

@@ -8,8 +8,8 @@ from torch import nn
 import adabet
 from adabet.errors import BudgetError, DataError, OptionError
 from adabet.memory import measure_memory
-from adabet.planning import Plan, plan
 from adabet.memory.bytes_by_layer import saved_bytes
+from adabet.planning import Plan, plan
 from adabet.sizes import parse_size
 
 

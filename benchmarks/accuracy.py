@@ -11,14 +11,17 @@ interrupted comparison goes on where it stopped.
         --mean 0.5 --std 0.5 --image-size 160 --max-train 800 --epochs 5 --results clothing.jsonl
 
 Training peaks are allocations of the first selection's step, weights included; selection peaks are the rise of
-resident memory, which is what is in use where MALLOC_MMAP_THRESHOLD_=65536 is set. Times are of the processor, so that
-what else runs counts little; those of steps are medians, data loading included. Run it on one thread (OMP_NUM_THREADS=1).
+resident memory in a process of its own that gives freed memory back. Times are of the processor, so that what else runs
+counts little; those of steps are medians, data loading included. Run it on one thread (OMP_NUM_THREADS=1).
 """
 
 import argparse
 import copy
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -53,6 +56,11 @@ class Contender:
     options: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
     equal: bool = True
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the method says what layers are worth, once; otherwise it selects by itself."""
+        return find_method(self.method).kind == "ranks layers" and "every" not in self.options
 
 
 PLAIN_SGD = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
@@ -105,6 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, nargs="+", default=[0.0003, 0.001, 0.003, 0.01, 0.03])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))
+    parser.add_argument("--select-only", metavar="METHOD", help="only say what choosing takes at its peak, in bytes")
     return parser.parse_args()
 
 
@@ -197,38 +206,37 @@ class Comparison:
                 high = middle - 1
         return ranking.select(layer_ratio=low / len(ranking.layers))
 
-    def chosen(self, contender: Contender, model: torch.nn.Module, seed: int) -> tuple[dict[str, Any], float, int]:
-        """What `fit` is told, and what choosing took: seconds and bytes."""
+    def look(self, contender: Contender, model: torch.nn.Module, seed: int) -> adabet.Ranking | None:
+        """Choose, once; a ranking if the method gives one."""
         loaders = self.splits.loaders(batch_size=8, seed=seed)
-        entry = find_method(contender.method)
-        ranks = entry.kind == "ranks layers" and "every" not in contender.options
-        looked = loaders.train if entry.labelled else self.splits.unlabelled(seed=seed)
-        told: dict[str, Any] = {"method": contender.method, "method_options": contender.options}
-        if contender.equal and not ranks:
-            told["memory"] = self.memory
-        elif not contender.equal:
-            told["layer_ratio"] = self.options.layer_ratio
+        if contender.ranks:
+            labelled = find_method(contender.method).labelled
+            looked = loaders.train if labelled else self.splits.unlabelled(seed=seed)
+            return adabet.rank(model, looked, method=contender.method, seed=seed, **contender.options)
+        shared = {"memory": self.memory if contender.equal else None, "val_batches": loaders.val}
+        adabet.select(contender.method, model, loaders.train, seed=seed, **shared, **contender.options)
+        return None
+
+    def chosen(self, contender: Contender, model: torch.nn.Module, seed: int) -> tuple[dict[str, Any], float]:
+        """What `fit` is told, and the seconds that choosing took."""
         scratch = copy.deepcopy(model)
         start = time.process_time()
-        with RESIDENT.watch() as watched:
-            if ranks:
-                found = adabet.rank(scratch, looked, method=contender.method, seed=seed, **contender.options)
-            else:
-                shared = {"memory": told.get("memory"), "val_batches": loaders.val}
-                adabet.select(contender.method, scratch, loaders.train, seed=seed, **shared, **contender.options)
+        ranking = self.look(contender, scratch, seed)
         seconds = time.process_time() - start
-        if ranks and contender.equal:
-            told = {"selection": self.within(found, model, next(iter(loaders.train)))}
-        elif ranks:
-            told = {"selection": found.select(layer_ratio=self.options.layer_ratio)}
-        return told, seconds, watched.bytes or 0
+        if ranking is None:
+            share = {"memory": self.memory} if contender.equal else {"layer_ratio": self.options.layer_ratio}
+            return {"method": contender.method, "method_options": contender.options, **share}, seconds
+        if contender.equal:
+            batch = next(iter(self.splits.loaders(batch_size=8, seed=seed).train))
+            return {"selection": self.within(ranking, model, batch)}, seconds
+        return {"selection": ranking.select(layer_ratio=self.options.layer_ratio)}, seconds
 
     def run(self, name: str, lr: float, seed: int) -> dict[str, Any]:
         """Select, train and test once; the seed decides head, samples, selection and order."""
         contender = self.contenders[name]
         model = self.model(seed)
         record = {"name": name, "lr": lr, "seed": seed}
-        told, seconds, peak = self.chosen(contender, model, seed)
+        told, seconds = self.chosen(contender, model, seed)
         loaders = self.splits.loaders(batch_size=8, seed=seed)
         times = StepTimes()
         with tempfile.TemporaryDirectory() as folder:
@@ -254,20 +262,48 @@ class Comparison:
             "test": adabet.evaluate(model, loaders.test)["accuracy"],
             "peak": memory.training.total,
             "select_seconds": seconds,
-            "select_peak": peak,
             "step_seconds": statistics.median(times.seconds),
             "layers": list(result.layers),
             "parameters": result.trained_parameters,
         }
 
+    def selection_peak(self, name: str) -> int:
+        """By how many bytes choosing lets resident memory rise; in a process of its own, and kept as runs are."""
+        key = (name, "selection", self.options.seeds[0])
+        if key not in self.done:
+            done = subprocess.run(
+                [sys.executable, *sys.argv, "--select-only", name],
+                env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+                stdout=subprocess.PIPE,
+                check=True,
+                text=True,
+            )
+            self.keep({"name": name, "lr": "selection", "seed": key[2], "peak": int(done.stdout.split()[-1])})
+        return int(self.done[key]["peak"])
+
+    def watched(self, name: str) -> int:
+        """The same in this process, with all images prepared."""
+        model, seed = self.model(self.options.seeds[0]), self.options.seeds[0]
+        loaders = self.splits.loaders(batch_size=8, seed=seed)
+        for loader in (loaders.train, loaders.val):
+            for _ in loader:
+                pass
+        with RESIDENT.watch() as peak:
+            self.look(self.contenders[name], model, seed)
+        return peak.bytes or 0
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """Add a record to the file."""
+        with self.options.results.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.done[record["name"], record["lr"], record["seed"]] = record
+
     def cell(self, name: str, lr: float, seed: int) -> dict[str, Any]:
         """A run, or what it gave before."""
         if (name, lr, seed) not in self.done:
             record = self.run(name, lr, seed)
-            with self.options.results.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            self.keep(record)
             print(f"{name} lr {lr} seed {seed}: val {record['val']:.3f} test {record['test']:.3f}", flush=True)
-            self.done[name, lr, seed] = record
         return self.done[name, lr, seed]
 
     def row(self, name: str) -> tuple[str, ...]:
@@ -286,7 +322,7 @@ class Comparison:
             f"{statistics.mean(tests):.3f}",
             f"{statistics.stdev(tests):.3f}" if len(tests) > 1 else "",
             f"{middle('parameters') / 1000:,.0f} k",
-            format_size(middle("select_peak")),
+            format_size(self.selection_peak(name)),
             format_size(middle("peak")),
             f"{middle('select_seconds'):.1f} s",
             f"{1000 * middle('step_seconds'):.0f} ms",
@@ -307,6 +343,9 @@ def climb(rates: list[float], score: Callable[[float], float]) -> float:
 def main() -> None:
     options = parse()
     comparison = Comparison(options)
+    if options.select_only:
+        print(comparison.watched(options.select_only))
+        return
     print(f"budget of those with a knob: {format_size(comparison.memory)} at the peak of a step", flush=True)
     rows = []
     for name in options.methods:

@@ -219,29 +219,32 @@ class TestChances:
         )
         plain = plain_norms(convolutions(), IMAGES, LAYERS)[0]
         weights = {name: sum(plain[name]) for name in LAYERS}
-        assert [float(norm) for norm in first.channels] == pytest.approx(sum(plain.values(), []), rel=1e-4)
+        assert [float(norm) for norm in first.channels] == pytest.approx(
+            [norm for norms in plain.values() for norm in norms], rel=1e-4
+        )
         # it is the same every time, as nothing trains here
         monkeypatch.setattr("adabet.methods.drawn_channels.gradient_norms", lambda *_, **__: first)
         self.check(self.first_layers(method), weights)
 
 
-class TestVariants:
-    RANKING = {"12": 3.0, "3": 95.0, "0": 1.0, "6": 1.0, "8": 0.0}
+RANKING = {"12": 3.0, "3": 95.0, "0": 1.0, "6": 1.0, "8": 0.0}
 
+
+class TestVariants:
     def test_prev_medyate_draws_from_the_layers_of_trady(self):
-        method = medyate(units=1000, variant="prev-medyate", ranking=self.RANKING)
+        method = medyate(units=1000, variant="prev-medyate", ranking=RANKING)
         assert (
             method.pool.names
-            == start("trady", convolutions(), IMAGES, head="14", units=1000, ranking=self.RANKING).pool.names
+            == start("trady", convolutions(), IMAGES, head="14", units=1000, ranking=RANKING).pool.names
         )
         assert method.watches
 
     @pytest.mark.parametrize("variant", ["lara-medyate", "lara-trady", "lara-det-raw", "lara-prob-raw"])
     def test_the_others_by_lara(self, variant):
-        method = medyate(units=1000, variant=variant, alpha=0.5, ranking=self.RANKING)
-        costs = method._all.costs
-        assert costs["3"].total < 2 * 1000 <= costs["3"].total + costs["12"].total + costs["0"].total
-        assert {"3", "12"} < set(method.pool.names) < set(LAYERS)
+        # all channels of the layers with the largest values, 3, 12 and 0, cost, added up, 360, 624 and 1272 units:
+        # a budget of 450 is 1.25, 0.72 and 0.35 of that
+        method = medyate(units=450, variant=variant, alpha=0.5, ranking=RANKING)
+        assert method.pool.names == ("0", "3", "12")
         assert method.watches == (variant == "lara-medyate")
         assert [epoch for epoch in (1, 2, 3) if method.due(moment(epoch))] == [1, 2, 3]
 
@@ -266,7 +269,7 @@ class TestVariants:
             medyate(units=900, norm_source="sum")
         with pytest.raises(OptionError, match="alpha"):
             medyate(units=900, alpha=0)
-        with pytest.raises(OptionError, match="give units= .* or memory="):
+        with pytest.raises(OptionError, match=r"give units= .* or memory="):
             medyate()
 
 

@@ -387,7 +387,7 @@ class TestOptions:
 
     def test_a_model_without_layers_to_draw_from(self):
         model = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 4))
-        with pytest.raises(LayerError, match="have no|has none"):
+        with pytest.raises(LayerError, match=r"have no|has none"):
             start("trady", model, labelled(3), head="1", units=100)
 
     def test_looking_leaves_the_model_as_it_was(self):

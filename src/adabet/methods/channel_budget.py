@@ -238,7 +238,8 @@ class ChannelBudget:
         """All channels of the pool in sets that the budget of bytes pays for; None if there is none."""
         if self.step is None:
             return None
-        found, rest = [], list(range(self.pool.size))
+        found: list[Channels] = []
+        rest = list(range(self.pool.size))
         while rest:
             taken = self._measured(torch.tensor(rest), self.step, "prefix").tolist() or rest[:1]
             found.append(self.pool.split(taken))

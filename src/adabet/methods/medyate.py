@@ -9,12 +9,12 @@ from torch import Tensor
 from adabet.errors import OptionError
 from adabet.methods.channel_draws import generator_for, weighted_order
 from adabet.methods.channel_gradients import Channels
-from adabet.methods.drawn_channels import DrawnChannels, DrawOptions, Variant
+from adabet.methods.drawn_channels import Draw, DrawnChannels, DrawOptions, Variant
 from adabet.methods.dynamic import Dynamic, Moment
 from adabet.methods.layer_choice import Given
 from adabet.methods.registry import Request, register
 
-REMEMBERED = "by remembered norm"
+REMEMBERED: Draw = "by remembered norm"
 VARIANTS = {
     "lara-medyate": Variant("lara", REMEMBERED),
     "prev-medyate": Variant("rgn", REMEMBERED),

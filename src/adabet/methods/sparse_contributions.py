@@ -184,8 +184,15 @@ def measure_contributions(
 
     def score_of(scheme: Scheme) -> float | None:
         selection = select_scheme(request, layers, sites, scheme, criterion=criterion)
-        how = {"epochs": analysis.epochs, "rate": analysis.rate, "measure": analysis.measure}
-        return score_after(request, selection, train, held_out, **how)
+        return score_after(
+            request,
+            selection,
+            train,
+            held_out,
+            epochs=analysis.epochs,
+            rate=analysis.rate,
+            measure=analysis.measure,
+        )
 
     baseline = score_of(Scheme(0))
     if baseline is None:
@@ -194,10 +201,11 @@ def measure_contributions(
     weights: dict[str, dict[float, float]] = {}
     for done, scheme in enumerate(schemes, 1):
         score = score_of(scheme)
-        for index, ratio in scheme.ratios.items() if score is not None else ():
-            weights.setdefault(sites.items[index].layer, {})[float(ratio)] = score - baseline
-        if score is not None and not scheme.ratios:
-            biases[scheme.biases] = score - baseline
+        if score is not None:
+            for index, ratio in scheme.ratios.items():
+                weights.setdefault(sites.items[index].layer, {})[float(ratio)] = score - baseline
+            if not scheme.ratios:
+                biases[scheme.biases] = score - baseline
         if request.progress is not None:
             request.progress(done, len(schemes))
     return Contributions(

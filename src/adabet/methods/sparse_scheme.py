@@ -271,10 +271,12 @@ def select_scheme(
 def channel_norms(module: nn.Module) -> Tensor:
     """Euclidean norm of the weights that meet each input channel of a convolution or linear layer: ``(channels,)``."""
     weight: Tensor = module.get_parameter("weight")
-    if not isinstance(module, _ConvNd):
-        return weight.float().norm(dim=0)
-    place = Channels(tuple(range(module.in_channels)), module.groups, inner=not module.transposed)
-    return place.take(weight).flatten(1).float().norm(dim=1)
+    rows = weight.T
+    if isinstance(module, _ConvNd):
+        place = Channels(tuple(range(module.in_channels)), module.groups, inner=not module.transposed)
+        rows = place.take(weight).flatten(1)
+    norms: Tensor = torch.linalg.vector_norm(rows.float(), dim=1)
+    return norms
 
 
 def _kept_channels(norms: Tensor, count: int, criterion: str, seed: str) -> list[int]:

@@ -106,6 +106,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mean", type=float)
     parser.add_argument("--std", type=float)
     parser.add_argument("--max-train", type=int)
+    parser.add_argument("--max-val", type=int)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--layer-ratio", type=float, default=0.1)
     parser.add_argument("--methods", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
@@ -140,7 +141,12 @@ def prepare(options: argparse.Namespace) -> tuple[DataSplits, LoadedModel]:
     )
     train, evaluation = (transforms(loaded.data_config, train=train) for train in (True, False))
     splits = load_data(
-        options.data, transform_train=train, transform_eval=evaluation, max_train=options.max_train, cache=True
+        options.data,
+        transform_train=train,
+        transform_eval=evaluation,
+        max_train=options.max_train,
+        max_val=options.max_val,
+        cache=True,
     )
     print(splits.report, flush=True)
     return splits, loaded

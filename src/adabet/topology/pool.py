@@ -7,8 +7,8 @@ from typing import Any
 from adabet.errors import ActivationError, OptionError
 from adabet.layers.batches import inputs_of, sample_count, take_samples
 
-SLICE = 8
-"""Samples that run through the model in one call: the paper's batch size."""
+SLICE = 4
+"""Samples that run through the model in one call: small, so that little is in memory; a batch may be larger."""
 
 FEWEST = 4
 """A loop needs four points."""

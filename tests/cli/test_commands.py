@@ -1,5 +1,6 @@
 """The commands in this process, on tiny images and the demo's small model."""
 
+import inspect
 import json
 import sys
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import adabet.training
 from adabet.__main__ import main
 from adabet.cli import app
+from adabet.cli.show import out
 from adabet.errors import StorageError, TrainingError
 from adabet.methods import METHODS
 from adabet.ranking import Ranking
@@ -75,13 +77,36 @@ def test_without_its_extra_the_command_says_how_to_get_it(monkeypatch):
 
 class TestMethods:
     def test_are_listed(self):
-        text = succeeds("methods").stdout
-        for method in METHODS.values():
-            assert method.name in text
+        lines = succeeds("methods").stdout.splitlines()
+        shown = [line.split()[0] for line in lines if line.startswith("  ") and line[2:3].strip()]
+        groups = {
+            kind: sorted(method.name for method in METHODS.values() if method.kind == kind)
+            for kind in ("ranks layers", "selects", "selects again")
+        }
+        ranking = groups.pop("ranks layers")
+        ranking.remove("adabet")
+        expected = [["adabet", *ranking], *groups.values()]
+        assert shown == [name for group in expected for name in ("method", *group)]
+
+    def test_with_a_star_where_they_keep_to_a_budget(self):
+        marked = {line.split()[0] for line in succeeds("methods").stdout.splitlines() if " * " in line}
+        assert marked == {method.name for method in METHODS.values() if method.budget}
+
+    @pytest.mark.parametrize("columns", [60, 80, 120])
+    def test_one_is_described_within_the_terminal(self, monkeypatch, columns):
+        monkeypatch.setattr(out, "_width", columns)
+        lines = succeeds("methods", "tinytrain").stdout.splitlines()
+        assert all(len(line) <= min(columns, 100) for line in lines)
+        words = " ".join(lines).replace("`", "").split()
+        said = inspect.getdoc(METHODS["tinytrain"].start).replace("`", "").split()
+        assert " ".join(said) in " ".join(words)
+        assert "    macs: see above; None for no such budget. The paper's is about 0.15." in lines or columns == 60
+        assert "options, with what they are unless given: memory_units=None" in " ".join(words)
 
     def test_are_listed_for_machines(self):
         entries = json.loads(succeeds("methods", "--json").stdout)
-        assert [entry["name"] for entry in entries] == list(METHODS)
+        assert {entry["name"] for entry in entries} == set(METHODS)
+        assert len(entries) == len(METHODS)
         assert all(entry["summary"] and entry["needs"] and entry["source"] for entry in entries)
 
 
@@ -172,7 +197,7 @@ WRONG = [
     (("rank", "demo", "IMAGES", "--normalize", "size"), "normalize to be one of activations, parameters, none"),
     (("rank", "demo", "IMAGES", "--samples", "2"), "samples of at least 4"),
     (("rank", "demo", "IMAGES", "--samples", "0"), "got 0"),
-    (("rank", "demo", "IMAGES", "--samples-in-memory", "4"), "samples_in_memory of at least 16"),
+    (("rank", "demo", "IMAGES", "--samples-in-memory", "4"), "samples_in_memory of at least 8"),
     (("rank", "demo", "IMAGES", "--sketch", "0"), "power of two"),
     (("rank", "demo", "IMAGES", "--model-arg", "pad_type"), "expected --model-arg NAME=VALUE, got 'pad_type'"),
     (("rank", "demo", "IMAGES", "--model-arg", "width=2"), "takes no other weights and no arguments"),

@@ -188,7 +188,7 @@ class TestLayouts:
                 padded = torch.cat([x, torch.zeros(3, 5)])
                 return self.head(self.lines(padded)[: len(x)])
 
-        with pytest.raises(ActivationError, match=r"layer 'lines' gave \(4, 5\) for one sample and \(11, 5\) for 8"):
+        with pytest.raises(ActivationError, match=r"layer 'lines' gave \(4, 5\) for one sample and \(7, 5\) for 4"):
             Prober(Mixing(), [torch.randn(8, 5)]).probe()
 
 
@@ -421,7 +421,7 @@ class TestMemory:
         sums_and_signs = 3 * 8 * BUCKETS * 4 + 2 * TABLE * 4
         assert measure_peak(prober.probe) < one_slice + sketches + distances + sums_and_signs
 
-    @pytest.mark.parametrize(("options", "slices"), [({}, 5), ({"samples_in_memory": 16}, 2), ({"sketch": 64}, 1)])
+    @pytest.mark.parametrize(("options", "slices"), [({}, 10), ({"samples_in_memory": 16}, 4), ({"sketch": 64}, 1)])
     def test_no_more_than_one_layer_of_all_slices_is_alive(self, options, slices):
         model, batches = Deep(), torch.randn(40, 8, 12, 12).split(8)
         alive, most = [], 0
@@ -435,7 +435,7 @@ class TestMemory:
         for layer in model.layers:
             layer.register_forward_hook(watch, prepend=True)
         prober.probe()
-        assert len(alive) >= 12 * 5
+        assert len(alive) >= 12 * 10
         # while a slice waits at a layer, it holds what went in and what came out, as a pass over the batch would
         assert most <= 2 * slices
         assert not [reference for reference in alive if reference() is not None]
@@ -443,8 +443,8 @@ class TestMemory:
 
 @pytest.mark.parametrize(
     ("options", "steps"),
-    # six layers; all slices at once, ten pairs of slices, or five slices one after the other
-    [({}, 6), ({"samples_in_memory": 16}, 10 * 6), ({"sketch": 64}, 5)],
+    # six layers; all slices at once, ten pairs of slices, or ten slices one after the other
+    [({}, 6), ({"samples_in_memory": 16}, 10 * 6), ({"sketch": 64}, 10)],
 )
 def test_progress_goes_up_to_all(options, steps):
     told = []

@@ -263,7 +263,7 @@ class TestVariants:
         assert {name: set(channels) for name, channels in draw(method, 1).items()} == expected
 
     def test_unknown_ones(self):
-        with pytest.raises(UnknownNameError, match="did you mean 'lara-medyate'"):
+        with pytest.raises(UnknownNameError, match="did you mean 'prev-medyate'"):
             medyate(units=900, variant="medyate")
         with pytest.raises(OptionError, match="norm_source"):
             medyate(units=900, norm_source="sum")

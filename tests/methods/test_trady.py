@@ -314,6 +314,21 @@ class TestBytes:
         assert max(used) <= budget
         assert variant != "d-full-random" or max(used) > 0.85 * budget
 
+    @pytest.mark.parametrize("micro_batch", [None, 1, 2, 3])
+    def test_what_is_measured_is_what_a_whole_step_takes(self, micro_batch):
+        """Also with many slices of the batch, of which the method itself runs two, and one that is left over."""
+        model, batches = convolutions(), labelled(3, 32, 32, samples=17)
+        method = trady(model, batches, memory=10**9, variant="d-full-random", micro_batch=micro_batch)
+        step = method._settled().step
+        reserve = 0 if micro_batch is None else 512 * (math.ceil(17 / micro_batch) - 2)
+        for channels in ({"12": (3,)}, {"3": (0, 5), "8": (1, 2, 7)}, {"0": (1,), "6": tuple(range(8))}):
+            selection = method.selection(channels)
+            whole = measure_memory(model, batches[0], selection, micro_batch=micro_batch, inference=False)
+            # gradients count in any case, though the peak may come before there are any
+            most = whole.training.total + reserve + 4 * selection.parameter_count
+            assert whole.training.total <= step.measure(channels) <= most
+            assert step.measure(channels) <= step.predict(channels)
+
     def test_of_a_transformer(self):
         model, batches = tokens(), labelled(20, 5)
         head = measure_memory(model, batches[0], adabet.select("head", model, batches), inference=False)

@@ -25,6 +25,9 @@ kernel wrote it, in the order of the slice, and as the kernel's scratch."""
 STEPPING = 2
 """Temporary copies of all that trains that an optimizer makes in its step at most (Adam's, for tensors in a list)."""
 
+SCALAR = 512
+"""Bytes that the loss of a slice of the batch takes until the step ends: on a GPU the least that its allocator gives
+out; on a CPU it is less."""
 
 MARKS = 4
 """Depths at which base steps are measured; a draw is compared with the next one that reaches at least as deep."""
@@ -53,7 +56,8 @@ class StepBytes:
     Weights, the batch, slices, their gradients and optimizer state are known. What the forward pass keeps is counted by
     running it over one sample under lean without keeping anything. Workspace is that of a measured step that reaches at
     least as deep with one channel a layer, plus what a wider slice adds to it in its layer's backward pass; that much
-    depends on the kernels, so what is drawn in the end is measured as well.
+    depends on the kernels, so what is drawn in the end is measured as well. A step is measured over one slice of the
+    batch, or over two where there are more: each further one only leaves its loss behind, for which `SCALAR` is added.
 
     Args:
         request: its ``memory`` is the budget; the first batch stands for all: none may have larger samples or more.
@@ -74,6 +78,7 @@ class StepBytes:
             raise DataError("expected batches to look at, the loader is empty")
         count = sample_count(inputs_of(self._batch))
         self.micro_batch = min(request.micro_batch or count, count)
+        self._slices = -(-count // self.micro_batch)
         self._inputs = sum(tensor.nbytes for tensor in tensors_of(self._batch))
         self._bases: dict[int, Base] = {}
 
@@ -84,8 +89,13 @@ class StepBytes:
         return self._predict(channels, self._base(depth if depth == count else depth - depth % -(-count // MARKS)))
 
     def measure(self, channels: Channels) -> int:
-        """Bytes that a step with these channels really takes, approached from below, or more if that is too much."""
-        return self._total(channels, self._grown(channels))
+        """Bytes that a step with these channels really takes.
+
+        Approached from below where it is predicted to be above the budget, which may find more than it takes.
+        """
+        if self.predict(channels) > self.budget:
+            return self._total(channels, self._grown(channels))
+        return self._total(channels, self._measured(channels, self._choose(channels), self.micro_batch))
 
     def affordable(self) -> ChannelPool:
         """The pool without the early layers that even one channel in each layer would be too much for.
@@ -138,7 +148,9 @@ class StepBytes:
         """Bytes that are there all the time, and bytes of what trains."""
         slices = self._slice_bytes(channels)
         trained = slices + self._other_bytes(selection)
-        return base.weights + self._inputs + slices * (1 + self._watched) + trained * (1 + base.state), trained
+        scalars = SCALAR * max(0, self._slices - 2)
+        fixed = base.weights + self._inputs + scalars + slices * (1 + self._watched) + trained * (1 + base.state)
+        return fixed, trained
 
     def _base(self, depth: int) -> Base:
         if depth not in self._bases:
@@ -165,8 +177,8 @@ class StepBytes:
         part = take_samples(self._batch, 0, samples)
         report = measure_memory(
             request.model,
-            # two slices: the second has the gradient of the first beside it, as any later one has
-            join_samples([part, part]),
+            # the second of two slices has the gradient of the first beside it, as any later one has
+            join_samples([part] * min(2, self._slices)),
             selection,
             loss=request.loss,
             optimizer=request.optimizer or "sgd momentum",

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from adabet.freezing import apply
 from adabet.freezing.trained import trained_parameters
 from adabet.layers import Layers, fingerprint, forward_call
 from adabet.layers.batches import Forward
-from adabet.memory.unchanged import unchanged
+from adabet.memory.unchanged import unchanged, values_kept
 from adabet.methods.channel_draws import ChannelPool
 from adabet.methods.layer_choice import LayerImportance
 from adabet.methods.registry import Request
@@ -122,7 +121,7 @@ def importance(
     sums = torch.zeros(2, len(pool.names), dtype=torch.float64)
     totals = torch.tensor([cost.total for cost in pool.costs.values()], dtype=torch.float64)
     groups = None if groups is None else list(groups)
-    with _values_kept(request.model, names):
+    with values_kept([request.model.get_parameter(name) for name in names]):
         for epoch in range(1, epochs + 1):
             if names:
                 _train_epoch(request, trained, epoch)
@@ -276,15 +275,3 @@ def _train_epoch(request: Request, selection: Selection, epoch: int) -> None:
 
 def _plain_sgd(parameters: Sequence[Any]) -> Optimizer:
     return torch.optim.SGD(parameters, lr=0.01)
-
-
-@contextmanager
-def _values_kept(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Put the values of parameters back after the block."""
-    copies = {name: model.get_parameter(name).detach().clone() for name in names}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in copies.items():
-                model.get_parameter(name).copy_(value)

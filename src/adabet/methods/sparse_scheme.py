@@ -271,10 +271,11 @@ def select_scheme(
 def channel_norms(module: nn.Module) -> Tensor:
     """Euclidean norm of the weights that meet each input channel of a convolution or linear layer: ``(channels,)``."""
     weight: Tensor = module.get_parameter("weight")
-    rows = weight.T
     if isinstance(module, _ConvNd):
         place = Channels(tuple(range(module.in_channels)), module.groups, inner=not module.transposed)
         rows = place.take(weight).flatten(1)
+    else:
+        rows = weight.T
     norms: Tensor = torch.linalg.vector_norm(rows.float(), dim=1)
     return norms
 

@@ -1,5 +1,6 @@
 """Velocity: neurons whose outputs change at a changing rate, within a budget of parameters."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from adabet.errors import ActivationError, DataError, LayerError, OptionError
 from adabet.layers import Layer, inputs_of, join_samples, sample_count, take_samples
+from adabet.layers.batches import tensors_of
 from adabet.layers.observe import observing
 from adabet.methods.channel_draws import ChannelPool, check_fill, fill_units, generator_for, weighted_order
 from adabet.methods.drawn_channels import TRAIN_BN, norms_of
@@ -47,7 +49,8 @@ def start_velocity(
     Args:
         request: model and batches; of ``val_batches`` the first samples are looked at, which have to come in the same
             order every time, else samples of the training batches are kept.
-        parameters: the budget: a number of parameters, or if 1 or less their share of those of all neurons.
+        parameters: the budget: a number of parameters, or if 1 or less their share of those of all neurons. Where TraDy
+            is compared with it, it gets the weights alone of the scheme that the memory units come from.
         mu: how much of the last velocity is taken away.
         samples: how many to look at.
         values: numbers of a neuron's output that are compared, at places drawn once, evenly over the samples; None
@@ -59,7 +62,7 @@ def start_velocity(
     Raises:
         OptionError: if there is no budget, or an option makes no sense.
         LayerError: if the model has no neurons beside its head.
-        DataError: if there is no batch.
+        DataError: if there is no batch, or the held-out samples are others than in the epoch before.
 
     Departs from the paper: outputs are compared at some places instead of all; phi_0 is 1, as if the network had rested
     before the run, which the paper does not say. A neuron whose output is zero both times has rested. The head
@@ -114,6 +117,7 @@ class Velocity(Dynamic):
         self._phi = torch.ones(self.pool.size, dtype=torch.float64)
         self.velocity = torch.zeros(self.pool.size, dtype=torch.float64)
         self._inputs: Any = None
+        self._digest = ""
 
     def due(self, moment: Moment) -> bool:
         """At the start of every epoch."""
@@ -152,18 +156,19 @@ class Velocity(Dynamic):
     def state_dict(self) -> dict[str, Any]:
         """Velocities, similarities, what is remembered of the outputs, and the samples if they are not held out."""
         state: dict[str, Any] = {"velocity": self.velocity, "phi": self._phi, "outputs": dict(self._outputs)}
+        state["samples"] = self._digest
         return state if self._inputs is None else {**state, "inputs": self._inputs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.velocity, self._phi = state["velocity"].double().cpu(), state["phi"].double().cpu()
         self._outputs = dict(state["outputs"])
-        self._inputs = state.get("inputs")
+        self._inputs, self._digest = state.get("inputs"), state["samples"]
 
     def _look(self) -> dict[str, Tensor]:
         """For each layer, what is remembered of its neurons' outputs: ``(neurons, values)``."""
         found: dict[str, list[Tensor]] = {name: [] for name in self._neurons}
-        model, seen = self._request.model, 0
+        model, seen, digest = self._request.model, 0, hashlib.sha256()
 
         def take(layer: Layer, start: int, _: nn.Module, __: Any, output: Tensor) -> None:
             if len(found[layer.name]) <= start:
@@ -180,8 +185,13 @@ class Velocity(Dynamic):
                 for hook in hooks:
                     hook.remove()
                 seen += 1
+                for tensor in tensors_of(sample):
+                    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         if not seen:
             raise DataError("expected samples to look at, the loader is empty")
+        if self._digest not in ("", digest.hexdigest()):
+            raise DataError("expected the same held-out samples in every epoch, got others; do not shuffle val_loader")
+        self._digest = digest.hexdigest()
         return {name: torch.cat(parts, 1) for name, parts in found.items()}
 
     def _places(self, layer: Layer, output: Tensor, start: int) -> Tensor:

@@ -19,6 +19,11 @@ def command(
     memory: Annotated[str, typer.Option(help="Budget for a step at its peak, everything counted, such as 200MB.")],
     method: setup.MethodName = "adabet",
     layer_ratio: Annotated[float, typer.Option(help="Share of the layers that may train at most.")] = 1.0,
+    axis: Annotated[str, typer.Option(help="Whose channels where a layer does not fit whole: 'out' or 'in'.")] = "out",
+    whole_layers: Annotated[bool, typer.Option("--whole-layers", help="Never train a slice of a layer.")] = False,
+    time_ratio: Annotated[
+        float | None, typer.Option(help="Share of the time of a whole backward pass that a step's may take.")
+    ] = None,
     samples: setup.Samples = 40,
     normalize: setup.Normalize = "activations",
     samples_in_memory: setup.SamplesInMemory = None,
@@ -40,6 +45,7 @@ def command(
     from adabet.files import write_text
     from adabet.models import new_head
     from adabet.planning import plan
+    from adabet.planning.options import CHANNEL_RATIOS
 
     options = setup.method_options(
         method, option, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
@@ -63,8 +69,11 @@ def command(
             memory=memory,
             method=method,
             layer_ratio=layer_ratio,
+            axis=axis,  # type: ignore[arg-type]
+            time_ratio=time_ratio,
             optimizer=optimizer,
             seed=seed,
+            channel_ratios=() if whole_layers else CHANNEL_RATIOS,
             **options,
         )
     if output is not None:

@@ -1,23 +1,33 @@
 """Find the best selection that fits a memory budget, and the cheapest way to train it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from adabet.errors import BudgetError, DataError, OptionError
-from adabet.layers import inputs_of, sample_count
+from adabet.errors import BudgetError, DataError
+from adabet.layers import inputs_of, sample_count, take_samples
 from adabet.lean.recompute import repeated_blocks
 from adabet.memory import MemoryReport
 from adabet.memory.measure import OptimizerFactory
 from adabet.methods import rank
+from adabet.methods.elastic_profile import Profile, profile_backward
 from adabet.methods.registry import find_method
+from adabet.planning.activations import stock_bytes
+from adabet.planning.options import CHANNEL_RATIOS
 from adabet.planning.plan import Plan
 from adabet.planning.search import Search
+from adabet.planning.settings import Settings
+from adabet.planning.times import counted_profile
 from adabet.planning.trials import Trials
+from adabet.ranking import Ranking
+from adabet.selection import Axis
 from adabet.sizes import format_size, parse_size
 from adabet.step import Loss
+
+WORTH_A_SECOND_PASS = 1.02
+"""How much more score recomputed blocks have to buy."""
 
 
 def plan(
@@ -27,6 +37,10 @@ def plan(
     memory: str | float,
     method: str = "adabet",
     layer_ratio: float = 1.0,
+    channel_ratios: Sequence[float] = CHANNEL_RATIOS,
+    axis: Axis = "out",
+    time_ratio: float | None = None,
+    profile: Profile | None = None,
     optimizer: str | OptimizerFactory = "sgd momentum",
     loss: Loss | None = None,
     seed: int = 0,
@@ -35,10 +49,12 @@ def plan(
     """The best selection that trains within a memory budget, and the cheapest way to train it.
 
     Everything counts: weights, the batch, gradients, optimizer state, saved activations and workspace. Layers are worth
-    their score (for AdaBet the Betti number) and cost what they add under lean: gradient, optimizer state, what they
-    keep of their input, and how much further back the backward pass has to reach. The set with the largest score is
-    found exactly for these costs, tried with a real step, and corrected by what that took. First the micro-batch gives
-    way, then blocks are recomputed if that buys a larger score, then layers are left out.
+    their score (for AdaBet the Betti number) and cost what they add to the peak under lean: gradient, optimizer state,
+    what they keep of their input, and how much further back the backward pass has to reach. Where a layer does not fit
+    whole, a slice of its channels may; it is worth its share of the score. The set with the largest score is found for
+    these costs, tried with a real step, and corrected by what that took. First the micro-batch gives way, then blocks
+    are recomputed if that buys a larger score, then channels and layers are left out. What room is left when
+    all layers train goes to a wider micro-batch.
 
     Planning starts from one sample and the head alone and only goes up, so that it stays within the budget itself.
 
@@ -48,6 +64,12 @@ def plan(
         memory: the budget: bytes, or text such as ``"200MB"``.
         method: who scores the layers.
         layer_ratio: share of the layers that may train at most.
+        channel_ratios: shares of its channels that a convolution or linear layer may train where it does not fit whole:
+            the best by their scores if the method ranks channels, else spread evenly. None for whole layers alone.
+        axis: whether those are ``"out"`` channels (the paper's) or ``"in"``, which also keep less of the input.
+        time_ratio: share of the time of a backward pass through everything that the plan's may take at most.
+        profile: times of the layers for that, see `profile_backward`. Default: measured; where that takes more than
+            the budget, since it needs the graph of everything for one sample, multiply-accumulates stand in for times.
         optimizer: see `measure_memory`.
         loss: see `measure_memory`.
         seed: of the method.
@@ -58,7 +80,7 @@ def plan(
 
     Raises:
         BudgetError: if not even the head fits with one sample at a time; names the smallest budget that works.
-        OptionError: if the budget is no size, or the ratio is outside its range.
+        OptionError: if the budget is no size, or a ratio is outside its range.
         DataError: if there is no batch.
 
     Examples:
@@ -70,8 +92,9 @@ def plan(
         (True, 2)
     """
     budget = parse_size(memory)
-    if not 0 <= layer_ratio <= 1:
-        raise OptionError(f"expected a layer_ratio from 0 to 1, got {layer_ratio}")
+    if options.get("channels"):
+        options["axis"] = axis
+    settings = Settings(layer_ratio, tuple(channel_ratios), axis, time_ratio, profile)
     held = list(_first(batches, samples=options.get("samples", 40)))
     trials = Trials(model, held[0], budget, optimizer, loss)
     head = rank(model, held, method="head", **_shared(options)).select()
@@ -84,11 +107,14 @@ def plan(
     ranking = rank(
         model, held, method=method, seed=seed, loss=loss, micro_batch=1, **_within(budget, base, method, options)
     )
-    search = Search(trials, ranking, head, base, layer_ratio)
+    if time_ratio is not None and profile is None:
+        settings = replace(settings, profile=_profile(trials, ranking, base, loss))
+    search = Search(trials, ranking, head, base, settings)
     best = search.best(recompute=False)
-    if len(best.selection.layers) < ranking.count(layer_ratio) and repeated_blocks(model):
-        again = search.best(recompute=True)
-        best = again if search.worth(again.selection) > 1.02 * search.worth(best.selection) else best
+    if best.chosen != search.all and repeated_blocks(model):
+        least = WORTH_A_SECOND_PASS * search.worth(best)
+        again = search.best(recompute=True, over=least)
+        best = again if search.worth(again) > least else best
     best = search.widen(best)
     return Plan(
         selection=replace(best.selection, options={**best.selection.options, "budget": budget}),
@@ -101,7 +127,7 @@ def plan(
         optimizer=optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", "optimizer"),
         full=round(search.everything()),
         notes=search.notes(best),
-        options={"method": method, "layer_ratio": layer_ratio, "seed": seed},
+        options={"method": method, "layer_ratio": layer_ratio, "axis": axis, "time_ratio": time_ratio, "seed": seed},
     )
 
 
@@ -141,6 +167,19 @@ def _within(budget: int, base: MemoryReport, method: str, options: dict[str, Any
     if room // each >= samples:
         return options
     return {**options, "sketch": 256, "slice_size": max(1, min(8, room // (2 * each)))}
+
+
+def _profile(trials: Trials, ranking: Ranking, base: MemoryReport, loss: Loss | None) -> Profile:
+    """Times of the backward pass over one sample, or counts where measuring them might take more than the budget."""
+    layers = (*(ranked.layer for ranked in ranking.layers), *ranking.head)
+    sample = take_samples(trials.batch, 0, 1)
+    kept = stock_bytes(trials.model, inputs_of(sample))
+    largest = max(parameter.nbytes for parameter in trials.model.parameters())
+    peak = base.training
+    # a piece gives one gradient of a weight, in two copies where a kernel has a layout of its own
+    if peak.weights + peak.inputs + peak.saved + 2 * peak.workspace + kept + 2 * largest > trials.budget:
+        return counted_profile(layers)
+    return profile_backward(trials.model, sample, samples=1, loss=loss)
 
 
 def _rounded_up(size: int) -> int:

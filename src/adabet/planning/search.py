@@ -1,41 +1,43 @@
 """Search for the best selection within a budget, and for the widest micro-batch that it can be trained with."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from adabet.layers import inputs_of, take_samples
 from adabet.memory import MemoryReport
-from adabet.memory.bytes_by_layer import saved_bytes
-from adabet.planning.knapsack import best_set
+from adabet.planning.activations import Passes
+from adabet.planning.costs import Costs
+from adabet.planning.knapsack import Chosen
+from adabet.planning.options import options_of
+from adabet.planning.settings import Settings
 from adabet.planning.trials import Trials
-from adabet.ranking import RankedLayer, Ranking
-from adabet.selection import Choice, Selection
+from adabet.ranking import Ranking
+from adabet.selection import Selection
 from adabet.sizes import format_size
 
-CEILING = 0.97
+CEILING = 0.98
 """Share of the budget that trials aim at in the end: predictions are not exact."""
 
-STRIDE = 0.6
-"""How far a trial may go from what was measured towards the ceiling; what it shows corrects the next prediction."""
+STRIDES = (0.6, 0.8)
+"""How far the first trial, and later ones, may go from what was measured towards the ceiling: each corrects the next
+prediction."""
 
-ENOUGH = 0.93
-"""Share of the budget at which the search for a larger selection stops."""
-
-BYTES = 4
-"""Of an element of a gradient."""
+ENOUGH = 0.1
+"""Share of the room above the head alone that may be left when the search for a larger selection stops."""
 
 TRIALS = 10
-"""Trials of selections at most."""
+"""Trials of selections at most, and of micro-batches."""
 
-OVERHEAD = 1.25
-"""How much more than predicted a first trial may take without going over the budget."""
+LOOKS = 4
+"""Sets at most of which a forward pass is taken before one is tried."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A selection and a way to train it, tried."""
+    """A set of layers and a way to train it, tried."""
 
+    chosen: Chosen
     selection: Selection
     micro_batch: int
     recompute: bool
@@ -51,107 +53,101 @@ class Search:
         ranking: says what layers are worth.
         head: the selection of the head alone.
         base: what a step with that took, one sample at a time.
-        layer_ratio: share of the layers that may train.
+        settings: what else limits the plan.
     """
 
     def __init__(
-        self, trials: Trials, ranking: Ranking, head: Selection, base: MemoryReport, layer_ratio: float
+        self, trials: Trials, ranking: Ranking, head: Selection, base: MemoryReport, settings: Settings
     ) -> None:
-        self.trials, self.ranking, self.head = trials, ranking, head
-        best = {ranked.layer.name for ranked in ranking.order[: ranking.count(layer_ratio)]}
-        self.layers = [ranked for ranked in ranking.layers if ranked.layer.name in best]
-        self.limited = layer_ratio < 1
+        self.trials, self.ranking, self.head, self.base, self.settings = trials, ranking, head, base, settings
+        best = {ranked.layer.name for ranked in ranking.order[: ranking.count(settings.layer_ratio)]}
+        self.ranked = [ranked for ranked in ranking.layers if ranked.layer.name in best]
+        self.layers = [ranked.layer for ranked in self.ranked]
         # a layer without a single loop is still worth more than nothing, if there is room
-        smallest = min((ranked.score for ranked in self.layers if ranked.score > 0), default=1.0)
-        self.scores = [max(ranked.score, 0.01 * smallest) for ranked in self.layers]
-        self.base = base
-        # a kernel may take a copy of a layer's weights; whether it does is not known before it has run
-        self.scratch = max(parameter.nbytes for parameter in trials.model.parameters())
-        self.state = base.training.optimizer / max(1, base.training.gradients)
-        sample = take_samples(inputs_of(trials.batch), 0, 1)
-        self.all = saved_bytes(trials.model, self._selection(range(len(self.layers))), sample)
-        self.first = saved_bytes(trials.model, self._selection([0]), sample)
-        self.resting = saved_bytes(trials.model, head, sample).total
+        smallest = min((ranked.score for ranked in self.ranked if ranked.score > 0), default=1.0)
+        self.scores = [max(ranked.score, 0.01 * smallest) for ranked in self.ranked]
+        self.times = settings.times(self.layers, head)
+        self.passes, self.costs = self._passes(recompute=False)
+        self.all: Chosen = tuple((index, 0) for index in range(len(self.layers)))
 
-    def worth(self, selection: Selection) -> float:
-        """Sum of the scores of what is selected."""
-        chosen = set(selection.layers)
-        return sum(score for score, ranked in zip(self.scores, self.layers, strict=True) if ranked.layer.name in chosen)
+    def best(self, *, recompute: bool, over: float = 0.0) -> Candidate:
+        """The best set of layers with one sample at a time, approached from below.
 
-    def everything(self) -> float:
-        """Bytes that training every layer with the whole batch at once is expected to take."""
-        return self._predict(range(len(self.layers)), self.trials.batch_size, 1.0)
-
-    def best(self, *, recompute: bool) -> Candidate:
-        """The best set of layers with one sample at a time, approached from below."""
-        budget = self.trials.budget
-        best = Candidate(self.head, 1, False, self.base.training.total, self.base.training.total)
-        corrections, tried = [1.0], set[tuple[int, ...]]()
-        for _ in range(TRIALS):
-            top = best.measured
-            room = CEILING * budget - top - (0 if tried else self.scratch)
-            chosen = self._solve(top + STRIDE * room, max(corrections[-2:]))
-            if chosen in tried:
-                chosen = self._solve(CEILING * budget, max(corrections[-2:]))
-            if not chosen or chosen in tried:
+        Args:
+            recompute: run repeated blocks again in the backward pass.
+            over: what the set has to be worth more than; not tried if that is out of reach.
+        """
+        passes, costs = self._passes(recompute=True) if recompute else (self.passes, self.costs)
+        ceiling, took = CEILING * self.trials.budget, self.base.training.total
+        best = Candidate((), self.head, 1, False, took, took)
+        if over and costs.worth(costs.hopeful().solve(ceiling)) <= over:
+            return best
+        for trial in range(TRIALS):
+            stride = STRIDES[min(trial, len(STRIDES) - 1)]
+            chosen = self._solve(costs, passes, best.measured + stride * (ceiling - best.measured))
+            if costs.worth(chosen) <= costs.worth(best.chosen):
+                chosen = self._solve(costs, passes, ceiling)
+            if costs.worth(chosen) <= costs.worth(best.chosen):
                 break
-            tried.add(chosen)
-            selection = self._selection(chosen)
-            measured = self.trials.run(selection, micro_batch=1, recompute=recompute).training.total
-            if measured <= budget and self.worth(selection) > self.worth(best.selection):
-                best = Candidate(selection, 1, recompute, self._predict(chosen, 1, max(corrections[-2:])), measured)
-            corrections.append(max(0.05, (measured - self._known(chosen)) / max(1.0, self._varying(chosen, 1))))
-            if best.measured >= ENOUGH * budget or len(chosen) == len(self.layers):
+            predicted, selection = costs.predict(chosen), self._selection(costs, chosen)
+            report = self.trials.run(selection, micro_batch=1, recompute=recompute)
+            costs.learn(chosen, report)
+            if report.training.total <= self.trials.budget:
+                best = Candidate(chosen, selection, 1, recompute, predicted, report.training.total)
+            if ceiling - best.measured < ENOUGH * (ceiling - took) or best.chosen == self.all:
                 break
         return best
+
+    def _solve(self, costs: Costs, passes: Passes, limit: float) -> Chosen:
+        """The best set for a limit once it is known what it keeps; nothing if none is found whose figures are so."""
+        errors = []
+        for _ in range(LOOKS):
+            chosen = costs.solve(limit)
+            costs.look(chosen, passes.kept([costs.options[index][way].choice for index, way in chosen]))
+            if costs.predict(chosen) <= limit:
+                return chosen
+            errors.append(costs.kept_error)
+            # sets differ in how much their layers share: after two the most careful figure ends the back and forth
+            costs.kept_error = max(errors) if len(errors) > 1 else errors[0]
+        return ()
 
     def widen(self, best: Candidate) -> Candidate:
         """The largest micro-batch that the selection can be trained with; without recomputation if possible."""
-        ways = [False, True] if best.recompute else [False]
-        for recompute in ways:
-            widest = self._widest(best, recompute)
-            if widest is not None:
-                return widest
+        if best.recompute and self.costs.predict(best.chosen) <= CEILING * self.trials.budget:
+            took = self.trials.run(best.selection, micro_batch=1).training.total
+            if took <= self.trials.budget:
+                best = replace(best, recompute=False, measured=took)
+        return self._widest(best)
+
+    def _widest(self, best: Candidate) -> Candidate:
+        """Twice as many samples at most from one trial to the next, on the line through the last two measurements."""
+        budget, size = self.trials.budget, self.trials.batch_size
+        # before there are two, each sample is taken to cost all that depends on the first
+        slope = max(1.0, best.measured - self._constant(best))
+        for _ in range(TRIALS):
+            room = math.floor((CEILING * budget - best.measured) / slope)
+            micro_batch = min(size, 2 * best.micro_batch, best.micro_batch + room)
+            if micro_batch <= best.micro_batch:
+                break
+            took = self.trials.run(best.selection, micro_batch=micro_batch, recompute=best.recompute).training.total
+            if took > budget:
+                break
+            predicted = best.measured + slope * (micro_batch - best.micro_batch)
+            slope = max(1.0, (took - best.measured) / (micro_batch - best.micro_batch))
+            best = replace(best, micro_batch=micro_batch, predicted=predicted, measured=took)
         return best
 
-    def _widest(self, best: Candidate, recompute: bool) -> Candidate | None:
-        """Double the micro-batch as long as the line through the last two measurements stays below the budget."""
-        budget, size = self.trials.budget, self.trials.batch_size
-        found: Candidate | None = best if best.recompute == recompute else None
-        points = [(1, best.measured)] if found else []
-        varying = best.measured - self._known(self._indices(best.selection)) if found else math.inf
-        slope = min(varying, self._varying(self._indices(best.selection), 1))
-        if not points and self._predict(self._indices(best.selection), 1, OVERHEAD) > budget:
-            return None
-        for micro_batch in dict.fromkeys([*(2**power for power in range(size.bit_length())), size]):
-            if points and micro_batch <= points[-1][0]:
-                continue
-            unknown = self.scratch if len(points) == 1 and varying < self.scratch else 0
-            if points and points[-1][1] + slope * (micro_batch - points[-1][0]) + unknown > CEILING * budget:
-                return self._between(found, points, slope, recompute)
-            measured = self.trials.run(best.selection, micro_batch=micro_batch, recompute=recompute).training.total
-            if measured > budget:
-                return found
-            if points:
-                slope = (measured - points[-1][1]) / (micro_batch - points[-1][0])
-            points.append((micro_batch, measured))
-            found = replace(best, micro_batch=micro_batch, recompute=recompute, predicted=measured, measured=measured)
-        return found
+    def _constant(self, best: Candidate) -> float:
+        """Bytes that do not depend on the micro-batch."""
+        return self.costs.constant(best.chosen)
 
-    def _between(
-        self, found: Candidate | None, points: list[tuple[int, int]], slope: float, recompute: bool
-    ) -> Candidate | None:
-        """A micro-batch between the last power of two that fits and the next that does not."""
-        if found is None or slope <= 0 or len(points) == 1:
-            return found
-        room = (CEILING * self.trials.budget - points[-1][1]) / slope
-        micro_batch = points[-1][0] + math.floor(room)
-        if micro_batch <= points[-1][0] or micro_batch >= self.trials.batch_size:
-            return found
-        measured = self.trials.run(found.selection, micro_batch=micro_batch, recompute=recompute).training.total
-        if measured > self.trials.budget:
-            return found
-        return replace(found, micro_batch=micro_batch, predicted=points[-1][1] + slope * room, measured=measured)
+    def worth(self, best: Candidate) -> float:
+        """Sum of the scores of what trains."""
+        return self.costs.worth(best.chosen)
+
+    def everything(self) -> float:
+        """Bytes that training every layer with the whole batch at once is expected to take."""
+        return self.costs.whole_batch(self.all, self.trials.batch_size)
 
     def notes(self, best: Candidate) -> tuple[str, ...]:
         """What was bought and what was given up."""
@@ -161,75 +157,41 @@ class Search:
             notes.append(f"{math.ceil(self.trials.batch_size / best.micro_batch)} passes a step, to the same gradient")
         if best.recompute:
             notes.append("blocks run twice: about a third more time a step")
-        left = len(self.layers) - len(best.selection.layers)
-        if left:
-            share = self.worth(best.selection) / sum(self.scores)
-            notes.append(f"{left} layers stay frozen; those that train hold {share:.0%} of the score")
+        sliced = sum(choice.channels is not None for choice in best.selection.choices)
+        if sliced:
+            notes.append(f"{sliced} layers train only some of their channels")
+        left = len(self.layers) - len(best.chosen)
+        if left or sliced:
+            share = self.worth(best) / sum(self.scores)
+            notes.append(f"{left} layers stay frozen; what trains holds {share:.0%} of the score")
+        if self.times.reach:
+            share = self.costs.time(best.chosen) / self.times.total
+            counted = self.settings.profile is not None and self.settings.profile.unit != "seconds"
+            unit = "multiply-accumulates (there was no room to measure times)" if counted else "time"
+            notes.append(f"a backward pass takes {share:.0%} of the {unit} of training everything")
         return tuple(notes)
 
-    def _solve(self, budget: float, correction: float) -> tuple[int, ...]:
-        """The best set by the predicted costs.
-
-        A gradient is computed beside the one that it is added to, one layer at a time: the largest chosen layer
-        counts once more. So the problem is solved for each size that the largest may have.
-        """
-        costs = [
-            self._bytes_of(ranked)
-            + correction * max(0, self.all.within(ranked.layer) - self.first.within(ranked.layer))
-            for ranked in self.layers
-        ]
-        reach = [correction * max(0, self.first.since(ranked.layer) - self.resting) for ranked in self.layers]
-        room = budget - self._known(()) - correction * self._varying((), 1)
-        sizes = [ranked.layer.parameter_count * BYTES for ranked in self.layers]
-        best: tuple[int, ...] = ()
-        for largest in sorted(set(sizes)):
-            scores = [score if size <= largest else 0.0 for score, size in zip(self.scores, sizes, strict=True)]
-            chosen = best_set(scores, costs, reach, room - largest)
-            if sum(self.scores[index] for index in chosen) > sum(self.scores[index] for index in best):
-                best = chosen
-        return best
-
-    def _predict(self, chosen: Iterable[int], micro_batch: int, correction: float) -> float:
-        chosen = list(chosen)
-        return self._known(chosen) + correction * self._varying(chosen, micro_batch)
-
-    def _known(self, chosen: Iterable[int]) -> float:
-        """Bytes that do not depend on the micro-batch: weights, inputs, gradients, optimizer state.
-
-        The largest gradient counts twice: a slice's is computed before it is added to those of the others.
-        """
-        base = self.base.training
-        layers = [self.layers[index] for index in chosen]
-        own = sum(map(self._bytes_of, layers))
-        largest = max((ranked.layer.parameter_count * BYTES for ranked in layers), default=0)
-        return base.weights + base.inputs + base.gradients + base.optimizer + own + largest
-
-    def _varying(self, chosen: Iterable[int], micro_batch: int) -> float:
-        """Bytes of activations: saved ones, and the workspace of the base, for each sample."""
-        chosen = list(chosen)
-        base = self.base.training
-        saved = float(base.saved + base.workspace)
-        if chosen:
-            saved += max(0, self.first.since(self.layers[chosen[0]].layer) - self.resting)
-            saved += sum(
-                max(0, self.all.within(self.layers[index].layer) - self.first.within(self.layers[index].layer))
-                for index in chosen
+    def _passes(self, *, recompute: bool) -> tuple[Passes, Costs]:
+        sample = take_samples(inputs_of(self.trials.batch), 0, 1)
+        passes = Passes(self.trials.model, self.layers, self.head, sample, recompute=recompute)
+        activations = passes.activations()
+        options = [
+            options_of(
+                ranked,
+                score,
+                own=own,
+                state=self.base.training.optimizer / max(1, self.base.training.gradients),
+                budget=self.trials.budget,
+                channel_ratios=self.settings.channel_ratios,
+                axis=self.settings.axis,
+                channel_axis=self.ranking.channel_axis,
+                times=self.times.own,
             )
-        return saved * micro_batch
+            for ranked, score, own in zip(self.ranked, self.scores, activations.own, strict=True)
+        ]
+        return passes, Costs(options, self.layers, activations, self.base, self.times, twice=recompute)
 
-    def _bytes_of(self, ranked: RankedLayer) -> float:
-        """Gradient and optimizer state of a layer."""
-        return ranked.layer.parameter_count * BYTES * (1 + self.state)
-
-    def _selection(self, indices: Iterable[int]) -> Selection:
-        choices = tuple(Choice.of(self.layers[index].layer) for index in indices)
-        return replace(
-            self.head,
-            method=self.ranking.method,
-            choices=choices + self.head.choices,
-            options=self.ranking.options,
-        )
-
-    def _indices(self, selection: Selection) -> tuple[int, ...]:
-        chosen = set(selection.layers)
-        return tuple(index for index, ranked in enumerate(self.layers) if ranked.layer.name in chosen)
+    def _selection(self, costs: Costs, chosen: Chosen) -> Selection:
+        choices = tuple(costs.options[index][way].choice for index, way in chosen)
+        options: Mapping[str, object] = self.ranking.options
+        return replace(self.head, method=self.ranking.method, choices=choices + self.head.choices, options=options)

@@ -72,6 +72,11 @@ class Recording:
         with record_function(self._mark_name(len(self._marks))):
             self._marks.append((label, addresses))
 
+    def settle(self) -> None:
+        """Work through what the profiler has seen so far: its events take memory themselves until then."""
+        _profiler.stop()
+        _profiler.start()
+
     def peak(self, counts: Callable[[Block], bool] = lambda _: True) -> tuple[int, list[Block]]:
         """The most bytes alive at once, and the blocks that were alive when it was first reached.
 

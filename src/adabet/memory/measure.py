@@ -142,10 +142,12 @@ def _record_training(
     """Record two steps: the first makes the optimizer's state, which only the second has from its start."""
 
     def backward(loss: Tensor) -> None:
+        recording.settle()
         running[0] = RECOMPUTED
         loss.backward()
         running[0] = LOSS
         recording.mark(GRADIENT, _addresses(parameter.grad for parameter in trainable))
+        recording.settle()
 
     running = [LOSS]
     with record_allocations(device_of(model)) as recording:
@@ -158,6 +160,7 @@ def _record_training(
             states = (value for state in optimizer.state.values() for value in state.values())
             recording.mark(STATE, _addresses(value for value in states if isinstance(value, Tensor)))
             optimizer.zero_grad()
+            recording.settle()
     return recording
 
 

@@ -112,9 +112,8 @@ def best_within(
     far = [np.array(kind, float) / limit for kind, limit in zip(reach, limits, strict=True)]
 
     def solve(mix: tuple[float, ...]) -> Chosen:
-        joined = np.tensordot(mix, np.stack(own), 1)
-        rows = [row[: len(ways)].tolist() for row, ways in zip(joined, scores, strict=True)]
-        return best_set(scores, rows, np.tensordot(mix, np.stack(far), 1).tolist(), 1.0, bins=bins)
+        rows = [row[: len(ways)].tolist() for row, ways in zip(_joined(mix, own), scores, strict=True)]
+        return best_set(scores, rows, _joined(mix, far).tolist(), 1.0, bins=bins)
 
     def over(chosen: Chosen) -> list[int]:
         """Limits that a set breaks."""
@@ -133,6 +132,12 @@ def best_within(
         if _worth(scores, chosen) > _worth(scores, best):
             best = chosen
     return best
+
+
+def _joined(mix: Sequence[float], kinds: Sequence[np.ndarray]) -> np.ndarray:
+    """A weighted sum, without a matrix product: numpy's BLAS would take 32 MB of buffers for its first."""
+    joined: np.ndarray = np.sum([share * kind for share, kind in zip(mix, kinds, strict=True)], axis=0)
+    return joined
 
 
 def _density(scores: Sequence[Sequence[float]], strained: Sequence[np.ndarray], pair: tuple[int, int]) -> float:

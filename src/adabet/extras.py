@@ -19,7 +19,10 @@ EXTRA_OF_MODULE = {
     "transformers": "hf",
     "peft": "peft",
     "sklearn": "demo",
+    "psutil": "train",
     "ripser": "topology",
+    "umap": "experiments",
+    "ray": "cluster",
 }
 
 

@@ -254,7 +254,9 @@ class TestTune:
             "checkpoint.safetensors",
             "best.safetensors",
             "last.safetensors",
+            "ranking.json",
             "result.json",
+            "task.json",
             "test.json",
         }
         selection = Selection.from_json((folder / "selection.json").read_text())

@@ -59,14 +59,20 @@ def command(
     max_train: Annotated[int | None, typer.Option(help="Train on so many images at most.")] = None,
     seed: setup.Seed = 0,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of this run; default: runs/MODEL-DATA-METHOD.")] = None,
+    tracker: Annotated[
+        str | None, typer.Option(help="Also log to tensorboard, in the run folder, or another that accelerate knows.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
     as_json: setup.Json = False,
 ) -> None:
     """Adapt a model to images: choose the layers, train them, test, and keep the delta."""
     from adabet.files import write_text
-    from adabet.methods import find_method, select
+    from adabet.layers import find_layers
+    from adabet.methods import find_method, rank
     from adabet.models import new_head
     from adabet.planning import Plan, plan
+    from adabet.ranking import Ranking
+    from adabet.report.task import Task, keep_task
     from adabet.selection import Selection
     from adabet.training import TerminalProgress, evaluate, fit
 
@@ -89,6 +95,7 @@ def command(
     loaders = splits.loaders(batch_size=batch_size, seed=seed)
     entry = find_method(method)
     chosen: Selection | Plan | None = None
+    ranking: Ranking | None = None
     with setup.notes_for_warnings(), bar("choosing") as progress:
         if selection_file is not None:
             chosen = Selection.from_json(setup.read_file(selection_file))
@@ -101,6 +108,7 @@ def command(
                 memory=memory,
                 method=method,
                 layer_ratio=1.0 if layer_ratio is None else layer_ratio,
+                axis=axis,  # type: ignore[arg-type]
                 optimizer=PLANNED_OPTIMIZERS.get(optimizer, optimizer),
                 seed=seed,
                 **options,
@@ -108,21 +116,42 @@ def command(
         elif entry.labelled:
             pass  # it looks at the training batches themselves
         else:
-            chosen = select(
-                method,
+            ratio = 0.1 if layer_ratio is None else layer_ratio
+            if channel_ratio < 1 and "channels" in entry.options:
+                options |= {"channels": ratio, "axis": axis}
+            ranking = rank(
                 loaded.model,
                 splits.unlabelled(samples=min(samples, len(splits.train)), seed=seed),
-                layer_ratio=0.1 if layer_ratio is None else layer_ratio,
-                channel_ratio=channel_ratio,
-                axis=axis,  # type: ignore[arg-type]
+                method=method,
                 seed=seed,
                 progress=progress,
                 **options,
             )
+            chosen = ranking.select(layer_ratio=ratio, channel_ratio=channel_ratio, axis=axis)  # type: ignore[arg-type]
     if chosen is not None:
         err.print(str(chosen))
     name = method if selection_file is None else Selection.from_json(setup.read_file(selection_file)).method
     folder = run_dir or Path("runs") / "-".join((model.rpartition("/")[2], Path(data).name, name))
+    given = {
+        "weights": None if weights is None else str(weights),
+        "pretrained": pretrained or None,
+        "image_size": image_size,
+        "mean": mean,
+        "std": std,
+        **setup.model_arguments(model_arg),
+    }
+    keep_task(
+        folder,
+        Task(
+            model=model,
+            model_options={name: value for name, value in given.items() if value is not None},
+            data=data,
+            classes=splits.classes,
+            images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
+            layers=tuple(layer.name for layer in find_layers(loaded.model, next(iter(loaders.val)))),
+        ),
+        ranking,
+    )
     unchosen: dict[str, Any] = {}
     if chosen is None:
         unchosen = {
@@ -150,6 +179,7 @@ def command(
             run_dir=folder,
             resume=resume,
             progress=TerminalProgress(err),
+            tracker=tracker,
             **unchosen,
         )
     except KeyboardInterrupt as stop:

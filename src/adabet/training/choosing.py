@@ -24,7 +24,7 @@ class Way:
         dynamic: the method that goes on choosing, or None.
         micro_batch: samples at once by a plan, or None.
         recompute: whether a plan wants blocks recomputed.
-        plan: the plan as JSON, if the run made one itself.
+        plan: the plan as JSON, or None.
     """
 
     selection: Selection | None = None
@@ -34,13 +34,13 @@ class Way:
     plan: str | None = None
 
     @classmethod
-    def of(cls, planned: Plan, *, own: bool) -> "Way":
-        """The way of a plan; ``own`` if the run made it."""
+    def of(cls, planned: Plan) -> "Way":
+        """The way of a plan."""
         return cls(
             planned.selection,
             micro_batch=planned.micro_batch,
             recompute=planned.recompute,
-            plan=planned.to_json() if own else None,
+            plan=planned.to_json(),
         )
 
 
@@ -81,14 +81,14 @@ class Chooser:
     def choose(self, model: nn.Module, batches: Iterable[Any], run: RunFolder | None, processes: Processes) -> Way:
         """What trains; what the main process, or the run before it was killed, has chosen once is kept."""
         if isinstance(self._selection, Plan):
-            return Way.of(self._selection, own=False)
+            return Way.of(self._selection)
         if self._selection is not None:
             return Way(self._selection)
         if self._method.kind == "selects again" or self._options.get("every") is not None:
             return Way(dynamic=self._begun(model, batches))
         if self._memory is not None and not self._method.budget:
             text = processes.from_main(self._planned(model, batches, run) if processes.main else None)
-            return Way.of(Plan.from_json(text), own=True)
+            return Way.of(Plan.from_json(text))
         text = processes.from_main(self._chosen(model, batches, run) if processes.main else None)
         return Way(Selection.from_json(text))
 

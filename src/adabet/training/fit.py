@@ -37,12 +37,13 @@ from adabet.training.start import (
     restore_weights,
     start_run,
 )
+from adabet.training.tracking import Several, Tracking, open_tracker
 from adabet.training.weights import BufferWatch, put_tensors, stored_tensors
 
 UNRECORDED = frozenset(
     {
         *("model", "train_loader", "val_loader", "selection", "accelerator", "mixed_precision"),
-        *("micro_batch", "recompute", "run_dir", "resume", "progress"),
+        *("micro_batch", "recompute", "run_dir", "resume", "progress", "tracker"),
     }
 )
 """Arguments of `fit` that a resumed run may change, or that are recorded in another form."""
@@ -80,6 +81,7 @@ def fit(
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    tracker: Any = None,
 ) -> FitResult:
     """Choose the layers worth training, train only those, and keep what changed.
 
@@ -141,6 +143,8 @@ def fit(
         run_dir: folder for this run alone; None writes nothing.
         resume: go on with the run in ``run_dir``.
         progress: is told about steps and epochs, such as `adabet.training.progress.TerminalProgress`.
+        tracker: ``"tensorboard"`` (into the run folder), any other that accelerate knows by name, or an
+            ``accelerate.tracking.GeneralTracker``; is told losses, metrics and times.
 
     Returns:
         What happened, epoch by epoch.
@@ -185,6 +189,9 @@ def fit(
         "train_batches": length_of(train_loader),
         "val_batches": None if val_loader is None else length_of(val_loader),
     }
+    if tracker is not None:
+        tracking = Tracking(open_tracker(tracker, run_dir), options)
+        progress = tracking if progress is None else Several([progress, tracking])
     chooser = Chooser(
         selection,
         method=method,

@@ -1,0 +1,114 @@
+"""The tables and figures by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from adabet.errors import UnknownNameError
+from adabet.experiments.reproduce import curves, figure2, figure6, medyate, resources, stability, table2, table3
+from adabet.experiments.reproduce.task import Found, Task
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A table or figure that can be made again.
+
+    Attributes:
+        name: what it is asked for by.
+        shows: in a few words.
+        source: paper and number.
+        duration: roughly, with the paper's settings, and quickly.
+        columns: of the CSV, with what each means.
+        make: does it.
+    """
+
+    name: str
+    shows: str
+    source: str
+    duration: str
+    columns: Mapping[str, str] = field(repr=False)
+    make: Callable[[Task], Found] = field(repr=False)
+
+
+ADABET = "Tenison et al. 2026 (arXiv 2510.03101)"
+MEDYATE = "Quelennec et al., MeDyate"
+
+REPRODUCTIONS = {
+    item.name: item
+    for item in (
+        Reproduction(
+            "table2",
+            "accuracy of seven methods on sixteen pairs of model and data",
+            f"{ADABET}, table 2",
+            "days on a GPU; quick: a minute",
+            table2.COLUMNS,
+            table2.make,
+        ),
+        Reproduction(
+            "table3",
+            "memory of training: published, by the paper's formula, counted once, measured",
+            f"{ADABET}, table 3",
+            "10 minutes; quick: half a minute",
+            table3.COLUMNS,
+            table3.make,
+        ),
+        Reproduction(
+            "figure2",
+            "activations of layers in the plane (UMAP), and their clusters (DBSCAN)",
+            f"{ADABET}, figure 2",
+            "5 minutes; quick: half a minute",
+            figure2.COLUMNS,
+            figure2.make,
+        ),
+        Reproduction(
+            "figure6",
+            "where in the network each method trains",
+            f"{ADABET}, figure 6",
+            "1 hour; quick: half a minute",
+            figure6.COLUMNS,
+            figure6.make,
+        ),
+        Reproduction(
+            "curves",
+            "validation accuracy by epoch, of the runs of table 2",
+            f"{ADABET}, accuracy by epoch",
+            "as table2, whose runs it takes up",
+            curves.COLUMNS,
+            curves.make,
+        ),
+        Reproduction(
+            "stability",
+            "how far the ranking depends on the samples",
+            f"{ADABET}, appendix D",
+            "1 hour; quick: half a minute",
+            stability.COLUMNS,
+            stability.make,
+        ),
+        Reproduction(
+            "e16",
+            "resident memory and CPU use while methods choose and train",
+            f"{ADABET}, figure E.16",
+            "half an hour; quick: half a minute",
+            resources.COLUMNS,
+            resources.make,
+        ),
+        Reproduction(
+            "medyate",
+            "accuracy of channel-drawing methods at 27,946 memory units",
+            f"{MEDYATE}, table 1",
+            "days on a GPU; quick: a minute",
+            medyate.COLUMNS,
+            medyate.make,
+        ),
+    )
+}
+
+
+def find_reproduction(name: str) -> Reproduction:
+    """A reproduction by name.
+
+    Raises:
+        UnknownNameError: if there is none; offers the nearest.
+    """
+    if name not in REPRODUCTIONS:
+        raise UnknownNameError("table or figure", name, REPRODUCTIONS)
+    return REPRODUCTIONS[name]

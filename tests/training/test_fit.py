@@ -216,8 +216,14 @@ def test_a_plan_says_how_to_train():
     assert max(seen) == 3
     fit(plain, *make_loaders(), selection, lr=0.05, epochs=1, micro_batch=3)
     assert same(weights_of(model), weights_of(plain))
-    with pytest.raises(OptionError, match="expected a plan without micro_batch, recompute and lean"):
+    with pytest.raises(OptionError, match="expected a plan without micro_batch, recompute, lean"):
         fit(model, *loaders, plan, micro_batch=2)
+
+
+@pytest.mark.parametrize("way", [{"lean": False}, {"batch_norm": "train"}])
+def test_a_budget_is_kept_in_the_way_that_it_was_measured(way):
+    with pytest.raises(OptionError, match="expected lean and batch_norm='eval' with memory"):
+        fit(make_net(), *make_loaders(), memory="10MB", **way)
 
 
 def test_lean_and_stock_autograd_train_alike():

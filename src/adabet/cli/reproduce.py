@@ -103,6 +103,8 @@ def _specs(
 
 
 def _list(reproductions: "Sequence[Reproduction]", *, as_json: bool) -> None:
+    from adabet.experiments.reproduce import PAPERS
+
     if as_json:
         fields = ("name", "shows", "source", "duration", "columns")
         out.print_json(json.dumps([{field: getattr(item, field) for field in fields} for item in reproductions]))
@@ -112,21 +114,24 @@ def _list(reproductions: "Sequence[Reproduction]", *, as_json: bool) -> None:
     for heading in ("shows", "takes about", "of"):
         table.add_column(heading)
     for item in reproductions:
-        table.add_row(item.name, item.shows, item.duration, item.source)
+        table.add_row(item.name, item.shows, item.duration, f"{item.paper}, {item.place}")
     out.print(table)
+    for paper, citation in PAPERS.items():
+        out.print(f"{paper}: {citation}", style="dim", soft_wrap=True)
     out.print("adabet reproduce NAME [--quick]: CSV, picture and page", style="dim")
 
 
 def _show(written: "Written") -> None:
     from adabet.experiments.reproduce.writing import text_of
 
-    columns = list(written.reproduction.columns)
+    filled = {name for row in written.found.rows for name, value in row.items() if value not in (None, "")}
+    columns = [column for column in written.reproduction.columns if column in filled]
     if len(written.found.rows) <= ROWS_SHOWN:
         title = f"{written.reproduction.name}: {written.reproduction.shows}"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for column in columns:
             numbers = any(isinstance(row[column], int | float) for row in written.found.rows)
-            table.add_column(column, justify="right" if numbers else "left")
+            table.add_column(column.replace("_", " "), justify="right" if numbers else "left")
         for row in written.found.rows:
             table.add_row(*(text_of(row[column]) for column in columns))
         out.print(table)

@@ -91,7 +91,7 @@ def fit(
 
     A run folder holds ``config.json``, ``selection.json``, ``turns.jsonl`` (a line for each selection of a method
     that selects again while training), ``metrics.jsonl`` (a line per epoch), ``memory.json`` (what a step allocates,
-    on a CPU or CUDA), ``plan.json`` where ``memory`` was planned for, ``checkpoint.safetensors`` (after every epoch,
+    on a CPU or CUDA), ``plan.json`` where a plan was made, ``checkpoint.safetensors`` (after every epoch,
     without the frozen base), the deltas ``best.safetensors`` (by ``monitor``) and ``last.safetensors`` and
     ``result.json``. A run that was killed, or stopped by Ctrl-C (which is raised on as ``KeyboardInterrupt``), goes
     on after its last whole epoch with ``resume=True`` and the same arguments; on a CPU it ends with the same bits as
@@ -163,8 +163,10 @@ def fit(
         StorageError: if the disk refuses; the last checkpoint stays whole.
     """
     arguments = dict(locals())
-    if isinstance(selection, Plan) and (micro_batch is not None or recompute or not lean):
-        raise OptionError("expected a plan without micro_batch, recompute and lean: the plan says them")
+    if isinstance(selection, Plan) and (micro_batch is not None or recompute or not lean or batch_norm != "eval"):
+        raise OptionError("expected a plan without micro_batch, recompute, lean and batch_norm: the plan says them")
+    if memory is not None and (not lean or batch_norm != "eval"):
+        raise OptionError("expected lean and batch_norm='eval' with memory: budgets are measured that way")
     rate = find_schedule(schedule)
     check_options(
         epochs=epochs,

@@ -7,6 +7,11 @@ from adabet.errors import UnknownNameError
 from adabet.experiments.reproduce import curves, figure2, figure6, medyate, resources, stability, table2, table3
 from adabet.experiments.reproduce.task import Found, Task
 
+PAPERS = {
+    "AdaBet": "Tenison et al. 2026 (arXiv 2510.03101)",
+    "MeDyate": "Quelennec et al., Memory-constrained dynamic fine-tuning with LaRa",
+}
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -15,7 +20,8 @@ class Reproduction:
     Attributes:
         name: what it is asked for by.
         shows: in a few words.
-        source: paper and number.
+        paper: whose, a key of `PAPERS`.
+        place: in the paper.
         duration: roughly, with the paper's settings, and quickly.
         columns: of the CSV, with what each means.
         make: does it.
@@ -23,14 +29,17 @@ class Reproduction:
 
     name: str
     shows: str
-    source: str
+    paper: str
+    place: str
     duration: str
     columns: Mapping[str, str] = field(repr=False)
     make: Callable[[Task], Found] = field(repr=False)
 
+    @property
+    def source(self) -> str:
+        """Place and paper."""
+        return f"{self.paper}, {self.place}: {PAPERS[self.paper]}"
 
-ADABET = "Tenison et al. 2026 (arXiv 2510.03101)"
-MEDYATE = "Quelennec et al., MeDyate"
 
 REPRODUCTIONS = {
     item.name: item
@@ -38,7 +47,8 @@ REPRODUCTIONS = {
         Reproduction(
             "table2",
             "accuracy of seven methods on sixteen pairs of model and data",
-            f"{ADABET}, table 2",
+            "AdaBet",
+            "table 2",
             "days on a GPU; quick: a minute",
             table2.COLUMNS,
             table2.make,
@@ -46,7 +56,8 @@ REPRODUCTIONS = {
         Reproduction(
             "table3",
             "memory of training: published, by the paper's formula, counted once, measured",
-            f"{ADABET}, table 3",
+            "AdaBet",
+            "table 3",
             "10 minutes; quick: half a minute",
             table3.COLUMNS,
             table3.make,
@@ -54,15 +65,17 @@ REPRODUCTIONS = {
         Reproduction(
             "figure2",
             "activations of layers in the plane (UMAP), and their clusters (DBSCAN)",
-            f"{ADABET}, figure 2",
-            "5 minutes; quick: half a minute",
+            "AdaBet",
+            "figure 2",
+            "5 minutes; quick: a minute",
             figure2.COLUMNS,
             figure2.make,
         ),
         Reproduction(
             "figure6",
             "where in the network each method trains",
-            f"{ADABET}, figure 6",
+            "AdaBet",
+            "figure 6",
             "1 hour; quick: half a minute",
             figure6.COLUMNS,
             figure6.make,
@@ -70,7 +83,8 @@ REPRODUCTIONS = {
         Reproduction(
             "curves",
             "validation accuracy by epoch, of the runs of table 2",
-            f"{ADABET}, accuracy by epoch",
+            "AdaBet",
+            "accuracy by epoch",
             "as table2, whose runs it takes up",
             curves.COLUMNS,
             curves.make,
@@ -78,7 +92,8 @@ REPRODUCTIONS = {
         Reproduction(
             "stability",
             "how far the ranking depends on the samples",
-            f"{ADABET}, appendix D",
+            "AdaBet",
+            "appendix D",
             "1 hour; quick: half a minute",
             stability.COLUMNS,
             stability.make,
@@ -86,7 +101,8 @@ REPRODUCTIONS = {
         Reproduction(
             "e16",
             "resident memory and CPU use while methods choose and train",
-            f"{ADABET}, figure E.16",
+            "AdaBet",
+            "figure E.16",
             "half an hour; quick: half a minute",
             resources.COLUMNS,
             resources.make,
@@ -94,7 +110,8 @@ REPRODUCTIONS = {
         Reproduction(
             "medyate",
             "accuracy of channel-drawing methods at 27,946 memory units",
-            f"{MEDYATE}, table 1",
+            "MeDyate",
+            "table 1",
             "days on a GPU; quick: a minute",
             medyate.COLUMNS,
             medyate.make,

@@ -87,7 +87,7 @@ ROWS_ON_PAGE = 100
 def to_page(reproduction: Reproduction, found: Found, *, quick: bool) -> str:
     """A page of Markdown: what it is, the picture, notes, the rows, and what the columns mean."""
     name = reproduction.name
-    parts = [f"# {name}: {reproduction.shows}", f"After {reproduction.source}.", f"![{name}]({name}.png)"]
+    parts = [f"# {name}: {reproduction.shows}", reproduction.source + ".", f"![{name}]({name}.png)"]
     notes = (("a quick, scaled-down pass",) if quick else ()) + found.notes
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))

@@ -275,7 +275,7 @@ class Comparison:
             "peak": memory.training.total,
             "select_seconds": seconds,
             "step_seconds": statistics.median(times.seconds),
-            "layers": list(result.layers),
+            "layers": len(result.layers),
             "parameters": result.trained_parameters,
         }
 

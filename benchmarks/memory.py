@@ -46,6 +46,7 @@ CONTENDERS = {
     "lean, recompute": {"lean": True, "recompute": True},
     "lean, 2 at once": {"lean": True, "micro_batch": 2},
     "lean, 1 at once": {"lean": True, "micro_batch": 1},
+    "lean, recompute, 1 at once": {"lean": True, "recompute": True, "micro_batch": 1},
 }
 
 

@@ -16,7 +16,9 @@ from adabet.__main__ import main
 from adabet.cli import app
 from adabet.cli.show import out
 from adabet.errors import StorageError, TrainingError
+from adabet.memory import MemoryReport
 from adabet.methods import METHODS
+from adabet.planning import Plan
 from adabet.ranking import Ranking
 from adabet.selection import Selection
 
@@ -207,6 +209,8 @@ WRONG = [
     (("rank", "timm/mobilenetv2_035", "IMAGES", "--weights", "nothing.safetensors"), "nothing.safetensors"),
     (("rank", "timm/mobilenetv2_035", "IMAGES", "--weights", "x.pth"), "x.pth"),
     (("rank", "demo", "IMAGES", "--image-size", "0"), "image_size of at least 1 pixel"),
+    (("memory", "demo", "--methods", "fool"), "did you mean 'full'?"),
+    (("memory", "demo", "--methods", ","), "expected --methods with at least one name"),
     (("tune", "demo", "IMAGES", "--method", "fool"), "did you mean 'full'?"),
     (("tune", "demo", "./nowhere"), "nowhere"),
 ]
@@ -237,6 +241,31 @@ def test_what_fails_while_working_is_exit_code_one(images):
     result = run("rank", "demo", images, "--output", "no/such/folder/selection.json")
     assert result.exit_code == FAILED
     assert "error: could not write no/such/folder/selection.json" in result.stderr
+
+
+class TestMemory:
+    def test_each_method_has_its_peak(self):
+        found = json.loads(succeeds("memory", "demo", "--methods", "full,head", "--json").stdout)
+        assert list(found) == ["full", "head"]
+        full, head = (MemoryReport.from_json(json.dumps(report)).training for report in found.values())
+        assert full.optimizer > head.optimizer > 0
+
+    def test_plan_finds_what_fits(self, images):
+        found = Plan.from_json(succeeds("plan", "demo", images, "--memory", "1.6MB", "--whole-layers", "--json").stdout)
+        assert found.measured <= 1_600_000
+        assert all(choice.channels is None for choice in found.selection.choices)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--memory", "1kB"), "error: 1 kB is too little: training the head of"),
+            (("--memory", "2MB", "--time-ratio", 2), "error: expected a time_ratio above 0 and up to 1, got 2.0"),
+        ],
+    )
+    def test_what_cannot_be_planned_is_one_line(self, images, options, message):
+        result = run("plan", "demo", images, *options)
+        assert result.exit_code == WRONG_INPUT
+        assert result.stderr.splitlines()[-1].startswith(message)
 
 
 class TestTune:

@@ -77,7 +77,7 @@ def command(
     given = {
         "methods": _methods(methods, option, grid),
         "layer_ratios": _numbers("--layer-ratio", layer_ratio),
-        "budgets": _texts(memory),
+        "budgets": setup.texts(memory),
         "seeds": _seeds(seeds),
         "learning_rates": _numbers("--lr", lr),
         "search": search,
@@ -142,7 +142,7 @@ def _methods(names: Text, options: Sequence[str] | None, grid: Path | None) -> l
         raise OptionError("options of methods stand in the grid file: methods = [{method = 'adabet', options = {...}}]")
     if names is None and not options:
         return None
-    found = {name: {"method": name, "options": {}} for name in _texts(names) or ["adabet", "head", "full"]}
+    found = {name: {"method": name, "options": {}} for name in setup.texts(names) or ["adabet", "head", "full"]}
     for text in options or ():
         name, colon, pair = text.partition(":")
         if not colon or name not in found:
@@ -151,12 +151,8 @@ def _methods(names: Text, options: Sequence[str] | None, grid: Path | None) -> l
     return list(found.values())
 
 
-def _texts(text: Text) -> list[str] | None:
-    return None if text is None else [item.strip() for item in text.split(",") if item.strip()]
-
-
 def _numbers(option: str, text: Text) -> list[float] | None:
-    items = _texts(text)
+    items = setup.texts(text)
     try:
         return None if items is None else [float(item) for item in items]
     except ValueError as error:
@@ -164,7 +160,7 @@ def _numbers(option: str, text: Text) -> list[float] | None:
 
 
 def _seeds(text: Text) -> int | list[int] | None:
-    items = _texts(text)
+    items = setup.texts(text)
     try:
         numbers = None if items is None else [int(item) for item in items]
     except ValueError as error:

@@ -11,18 +11,17 @@ from rich.table import Table
 
 from adabet.cli import setup
 from adabet.cli.show import err, out
+from adabet.errors import OptionError
 from adabet.sizes import format_size
 
-EXAMPLE = "Example: `adabet memory timm/resnet50 --methods full head adabet --batch-size 8 --output memory.png`"
+EXAMPLE = "Example: `adabet memory timm/resnet50 --methods full,head,adabet --batch-size 8 --output memory.png`"
 
 
 def command(
     model: setup.Model,
     data: Annotated[str | None, typer.Argument(help="Images for methods that look at some; default: noise.")] = None,
     *,
-    methods: Annotated[
-        list[str] | None, typer.Option(help="Who chooses; may be repeated. Default: head, adabet, full.")
-    ] = None,
+    methods: Annotated[str, typer.Option(help="Who chooses, with commas.")] = "head,adabet,full",
     layer_ratio: setup.LayerRatio = 0.1,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
     micro_batch: Annotated[int | None, typer.Option(help="Images in memory at once.")] = None,
@@ -42,6 +41,9 @@ def command(
     from adabet.models import load_model
     from adabet.report.memory_plot import draw_memory
 
+    names = setup.texts(methods)
+    if not names:
+        raise OptionError("expected --methods with at least one name, such as head,full; got none")
     loaded = load_model(model, image_size=image_size, **setup.model_arguments(model_arg))
     config = setup.image_config(loaded)
     torch.manual_seed(seed)
@@ -49,7 +51,7 @@ def command(
     batches = noise.split(8) if data is None else setup.image_batches(data, config, samples=40, seed=seed)
     batch = noise[:1].expand(batch_size, -1, -1, -1).contiguous(), torch.zeros(batch_size, dtype=torch.long)
     reports: dict[str, MemoryReport] = {}
-    for method in dict.fromkeys(methods or ["head", "adabet", "full"]):
+    for method in dict.fromkeys(names):
         with err.status(f"measuring {method}"), setup.notes_for_warnings():
             selection = select(method, loaded.model, batches, layer_ratio=layer_ratio, seed=seed)
             reports[method] = measure_memory(

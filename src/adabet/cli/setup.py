@@ -231,3 +231,8 @@ def notes_for_warnings() -> Iterator[None]:
         finally:
             for warning in caught:
                 note(str(warning.message))
+
+
+def texts(text: str | None) -> list[str] | None:
+    """The items of a list with commas; None if there is no list."""
+    return None if text is None else [item.strip() for item in text.split(",") if item.strip()]

@@ -82,8 +82,8 @@ class TestShows:
 
     @pytest.mark.parametrize("width", [80, 100, 120])
     def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(self, pool, monkeypatch, width):
-        monkeypatch.setattr(adabet.cli.show.out, "width", width)
-        monkeypatch.setattr(adabet.cli.compare.out, "width", width)
+        monkeypatch.setattr(adabet.cli.show.out, "_width", width)
+        monkeypatch.setattr(adabet.cli.compare.out, "_width", width)
         text = succeeds(*SMALL).stdout
         assert max(map(len, text.splitlines())) <= width
         assert "…" not in text

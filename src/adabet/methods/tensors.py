@@ -33,7 +33,7 @@ def choose_tensors(
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> request = Request(model, [torch.zeros(1, 3)])
+        >>> request = Request(model, [torch.zeros(1, 3)], head="2")
         >>> selection = choose_tensors(request, request.find_layers(), {"0.bias"}, method="an example")
         >>> selection.parameters
         ('0.bias', '2.weight', '2.bias')

@@ -102,7 +102,7 @@ def best_within(
 
     Examples:
         >>> bytes_, seconds = [[2], [2], [1]], [[1], [3], [3]]
-        >>> best_within([[4], [5], [3]], [bytes_, seconds], [[0] * 3, [0] * 3], [3, 4])
+        >>> best_within([[4], [5], [3]], [bytes_, seconds], [[0] * 3, [0] * 3], [3.2, 4.2])
         ((0, 0), (2, 0))
     """
     if min(limits) <= 0:

@@ -14,6 +14,7 @@ from adabet import lean
 from adabet.errors import LayerError
 from adabet.lean.recompute import recomputing, repeated_blocks
 from adabet.memory import measure_peak
+from adabet.step import train_step
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -105,3 +106,22 @@ def test_a_model_without_repeated_blocks_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(LayerError, match="no repeated blocks"), recomputing(model):
         pass
+
+
+@pytest.mark.parametrize("before", ["bert.encoder.layer.1.output.LayerNorm", "bert.embeddings.LayerNorm"])
+def test_both_passes_keep_the_same_whatever_came_before_a_block(before):
+    """A linear layer may save, in place of its input, what the norm before it keeps; in a second pass there is none."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+    config = transformers.BertConfig(num_hidden_layers=3, hidden_dropout_prob=0, **sizes)
+    config.attention_probs_dropout_prob = 0.0
+    model = transformers.BertForSequenceClassification(config).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith((before, "bert.encoder.layer.2.attention.self")))
+    batch = {"input_ids": torch.randint(0, 50, (2, 8)), "labels": torch.tensor([0, 1])}
+    gradients = []
+    for recompute in (False, True):
+        model.zero_grad()
+        train_step(model, batch, None, lean=True, recompute=recompute)
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    assert all(map(torch.equal, *gradients))

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adabet.errors import LayerError
@@ -91,9 +91,22 @@ def _forward(
     if not (torch.is_grad_enabled() and trains):
         return forward(block, *arguments, **keywords)
     return checkpoint(
-        partial(forward, block),
+        partial(_on_views, partial(forward, block)),
         *arguments,
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), again()),
         **keywords,
     )
+
+
+def _on_views(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Call it with views of the tensors, on which lean has noted nothing from before the block.
+
+    In the second pass there are no such notes, and both passes have to keep the same.
+    """
+    named = {name: _view(value) for name, value in keywords.items()}
+    return forward(*map(_view, arguments), **named)
+
+
+def _view(value: Any) -> Any:
+    return value.view_as(value) if isinstance(value, Tensor) else value

@@ -48,7 +48,7 @@ def pool(monkeypatch):
 def here(tmp_path, monkeypatch):
     """Nothing that the command writes by default lands in the checkout."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(adabet.cli.show.out, "_width", 200)
 
 
 def run(*arguments):

@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import adabet.cli.show
 from adabet.cli import app
 from adabet.experiments.reproduce import REPRODUCTIONS
 
@@ -16,7 +17,7 @@ pytest.importorskip("matplotlib")
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(adabet.cli.show.out, "_width", 200)
 
 
 def run(*arguments):

@@ -1,4 +1,4 @@
-"""The methods by name. Each ranks layers; selections follow from the ranking."""
+"""The methods by name: each ranks layers, selects, or selects again while training."""
 
 import inspect
 import typing

@@ -6,6 +6,7 @@ from dataclasses import replace
 from adabet.experiments.grid import LEARNING_RATES, Grid
 from adabet.experiments.pools import LocalPool
 from adabet.experiments.reproduce.local import Place, smaller
+from adabet.experiments.reproduce.published import DATA, LAYER_RATIO, METHODS, MODELS, SEEDS, SETTINGS, learning_rate
 from adabet.experiments.reproduce.task import Task
 from adabet.experiments.results import EntryResult, GridResults
 from adabet.experiments.runner import Report, compare
@@ -15,6 +16,13 @@ RESULTS = "runs.db"
 """Every finished run is kept in this file of the task's folder and never run again."""
 
 QUICK_TRAIN, QUICK_EPOCHS, QUICK_RATE = 200, 3, 0.02
+
+
+def run_sixteen(task: Task, place: Place) -> list[GridResults]:
+    """The runs of table 2: the paper's methods on its pairs of model and data, or on what takes their place."""
+    rates = {(model.label, data.label): learning_rate(model, data) for model in MODELS for data in DATA}
+    shares, known = (Share(layer_ratio=LAYER_RATIO),), rates if place.published else {}
+    return run_pairs(task, place, METHODS, SETTINGS, shares=shares, rates=known, seeds=SEEDS)
 
 
 def run_pairs(

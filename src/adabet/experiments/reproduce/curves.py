@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adabet.experiments.reproduce.accuracy import how, lines_of, problems, run_pairs
+from adabet.experiments.reproduce.accuracy import how, lines_of, problems, run_sixteen
 from adabet.experiments.reproduce.local import described, find_place
 from adabet.experiments.reproduce.picture import LINES, MARKS, add_legend, name_panel, new_figure, quiet, save
-from adabet.experiments.reproduce.published import DATA, LAYER_RATIO, METHODS, MODELS, SEEDS, SETTINGS, learning_rate
+from adabet.experiments.reproduce.published import SEEDS, SETTINGS
 from adabet.experiments.reproduce.task import Found, Row, Task
-from adabet.experiments.specs import Share
 from adabet.report.memory_plot import INK
 
 COLUMNS = {
@@ -29,10 +28,7 @@ COLUMNS = {
 def make(task: Task) -> Found:
     """The history of every run."""
     place = find_place(task)
-    rates = {(model.label, data.label): learning_rate(model, data) for model in MODELS for data in DATA}
-    shares = (Share(layer_ratio=LAYER_RATIO),)
-    known = rates if place.published else {}
-    found = run_pairs(task, place, METHODS, SETTINGS, shares=shares, rates=known, seeds=SEEDS)
+    found = run_sixteen(task, place)
     rows: list[Row] = []
     for model, data, line in lines_of(found):
         for run in line.runs:

@@ -5,23 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adabet.experiments.reproduce.accuracy import how, lines_of, problems, run_pairs
+from adabet.experiments.reproduce.accuracy import how, lines_of, problems, run_sixteen
 from adabet.experiments.reproduce.local import described, find_place
 from adabet.experiments.reproduce.picture import new_figure, save
 from adabet.experiments.reproduce.published import (
     ACCURACIES,
     AVERAGES,
-    DATA,
-    LAYER_RATIO,
-    METHODS,
-    MODELS,
     PRUNE_TRAIN_RECOMPUTED,
     SEEDS,
     SETTINGS,
-    learning_rate,
 )
 from adabet.experiments.reproduce.task import Found, Row, Task
-from adabet.experiments.specs import Share
 from adabet.report.memory_plot import FAINT, INK, WIDTH
 
 COLUMNS = {
@@ -40,10 +34,7 @@ COLUMNS = {
 def make(task: Task) -> Found:
     """Train every method on every pair."""
     place = find_place(task)
-    rates = {(model.label, data.label): learning_rate(model, data) for model in MODELS for data in DATA}
-    shares = (Share(layer_ratio=LAYER_RATIO),)
-    known = rates if place.published else {}
-    found = run_pairs(task, place, METHODS, SETTINGS, shares=shares, rates=known, seeds=SEEDS)
+    found = run_sixteen(task, place)
     rows: list[Row] = []
     for model, data, line in lines_of(found):
         summary, method = line.summary, line.entry.method.label

@@ -154,7 +154,8 @@ class TestSchedule:
 class TestProfileOption:
     def test_is_measured_once_and_kept_over_a_resume(self, monkeypatch):
         model = small_net()
-        measured = start("elastic-trainer", model, BATCHES, speedup=0.9)
+        # the times of a net this small are mostly noise: a speedup of 1 has room whatever they are
+        measured = start("elastic-trainer", model, BATCHES, speedup=1.0)
         first = measured.turn(at(1)).selection
         assert measured.profile.unit == "seconds"
         assert measured.profile.forward > 0
@@ -164,7 +165,7 @@ class TestProfileOption:
             raise AssertionError("made the profile again")
 
         monkeypatch.setattr(module, "profile_backward", refuse)
-        resumed = start("elastic-trainer", model, BATCHES, speedup=0.9)
+        resumed = start("elastic-trainer", model, BATCHES, speedup=1.0)
         resumed.load_state_dict(state)
         assert resumed.profile == measured.profile
         assert resumed.turn(at(1)).selection == first

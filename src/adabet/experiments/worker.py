@@ -16,6 +16,8 @@ import threading
 from dataclasses import asdict
 from typing import TextIO
 
+ATTEMPTS = 100  # to take the folder away
+
 
 def main() -> None:
     """Run the cells that come in, one after the other."""
@@ -28,17 +30,28 @@ def main() -> None:
     from adabet.experiments.work import Workplace
 
     place = Workplace()
-    _answer(answers, READY)
-    while True:
-        job = json.loads(jobs.get())
-        _answer(answers, json.dumps(asdict(place.run(job))))
+    try:
+        _answer(answers, READY)
+        while True:
+            job = json.loads(jobs.get())
+            _answer(answers, json.dumps(asdict(place.run(job))))
+    finally:  # an answer that nobody waits for any more ends the process before `_read` has cleaned up
+        _remove(sys.argv[1])
 
 
 def _read(source: TextIO, jobs: "queue.SimpleQueue[str]") -> None:
     for line in source:
         jobs.put(line)
-    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    _remove(sys.argv[1])
     os._exit(0)
+
+
+def _remove(folder: str) -> None:
+    """Take a folder away to which the other thread may still write."""
+    for _ in range(ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
 
 
 def _answer(answers: TextIO, line: str) -> None:

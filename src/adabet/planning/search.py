@@ -120,7 +120,11 @@ class Search:
         return self._widest(best)
 
     def _widest(self, best: Candidate) -> Candidate:
-        """Twice as many samples at most from one trial to the next, on the line through the last two measurements."""
+        """Twice as many samples at most from one trial to the next, on the line through the last two measurements.
+
+        Or on a steeper one if the saved activations alone grow faster: the moment when all of them are there may be just
+        below the peak, and the last slice of a batch may be a short one, beside which the peak is lower.
+        """
         budget, size = self.trials.budget, self.trials.batch_size
         # before there are two, each sample is taken to cost all that depends on the first
         slope = max(1.0, best.measured - self._constant(best))
@@ -129,11 +133,13 @@ class Search:
             micro_batch = min(size, 2 * best.micro_batch, best.micro_batch + room)
             if micro_batch <= best.micro_batch:
                 break
-            took = self.trials.run(best.selection, micro_batch=micro_batch, recompute=best.recompute).training.total
+            report = self.trials.run(best.selection, micro_batch=micro_batch, recompute=best.recompute)
+            took = report.training.total
             if took > budget:
                 break
             predicted = best.measured + slope * (micro_batch - best.micro_batch)
-            slope = max(1.0, (took - best.measured) / (micro_batch - best.micro_batch))
+            measured = (took - best.measured) / (micro_batch - best.micro_batch)
+            slope = max(1.0, measured, report.saved / micro_batch)
             best = replace(best, micro_batch=micro_batch, predicted=predicted, measured=took)
         return best
 

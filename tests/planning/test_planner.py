@@ -80,6 +80,29 @@ def test_planning_itself_stays_within_the_budget(resnet, full, monkeypatch):
     assert max(totals) <= found.budget
 
 
+def test_a_short_last_slice_does_not_hide_what_a_sample_costs(monkeypatch):
+    # eight samples as 5 + 3 peak lower than as 4 + 4, where the second slice has the first one's gradients beside it
+    totals = []
+    measure = measure_memory
+
+    def watched(*arguments, **options):
+        report = measure(*arguments, **options)
+        totals.append(report.training.total)
+        return report
+
+    convolutions = [nn.Conv2d(48 if index else 3, 48, 3, padding=1) for index in range(5)]
+    layers = [module for convolution in convolutions for module in (convolution, nn.SiLU())]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 4))
+    loader = [(torch.randn(8, 3, 12, 12), torch.zeros(8, dtype=torch.long))]
+    everything = measure(model, loader[0], adabet.select("full", model, loader, head="12"), inference=False)
+    monkeypatch.setattr("adabet.planning.trials.measure_memory", watched)
+    for share in (0.89, 0.92, 0.95):
+        totals.clear()
+        found = plan(model, loader, memory=share * everything.training.total, head="12", method="size")
+        assert max(totals) <= found.budget
+        assert found.micro_batch in (5, 6, 7)
+
+
 def test_everything_trains_at_once_where_there_is_room(resnet):
     found = plan(resnet, batches(), memory="2GB")
     assert len(found.selection.layers) == found.selection.candidates

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from adabet.layers import Layer, inputs_of, take_samples
+from adabet.layers import inputs_of, take_samples
 from adabet.memory import MemoryReport
 from adabet.planning.activations import Passes
 from adabet.planning.costs import Costs
@@ -62,7 +62,7 @@ class Search:
         self.trials, self.ranking, self.head, self.base, self.settings = trials, ranking, head, base, settings
         best = {ranked.layer.name for ranked in ranking.order[: ranking.count(settings.layer_ratio)]}
         self.ranked = [ranked for ranked in ranking.layers if ranked.layer.name in best]
-        self.layers = [_for_samples(ranked.layer, trials.unit) for ranked in self.ranked]
+        self.layers = [ranked.layer for ranked in self.ranked]
         # a layer without a single loop is still worth more than nothing, if there is room
         smallest = min((ranked.score for ranked in self.ranked if ranked.score > 0), default=1.0)
         self.scores = [max(ranked.score, 0.01 * smallest) for ranked in self.ranked]
@@ -158,7 +158,7 @@ class Search:
     def notes(self, best: Candidate) -> tuple[str, ...]:
         """What was bought and what was given up."""
         full = self.everything()
-        notes = [f"training everything with {self.trials.samples} samples at once would take {format_size(full)}"]
+        notes = [f"training everything with {self.trials.batch_size} samples at once would take {format_size(full)}"]
         if best.micro_batch < self.trials.batch_size:
             notes.append(f"{math.ceil(self.trials.batch_size / best.micro_batch)} passes a step, to the same gradient")
         if best.recompute:
@@ -178,7 +178,7 @@ class Search:
         return tuple(notes)
 
     def _passes(self, *, recompute: bool) -> tuple[Passes, Costs]:
-        sample = take_samples(inputs_of(self.trials.batch), 0, self.trials.unit)
+        sample = take_samples(inputs_of(self.trials.batch), 0, 1)
         passes = Passes(self.trials.model, self.layers, self.head, sample, recompute=recompute)
         activations = passes.activations()
         options = [
@@ -201,8 +201,3 @@ class Search:
         choices = tuple(costs.options[index][way].choice for index, way in chosen)
         options: Mapping[str, object] = self.ranking.options
         return replace(self.head, method=self.ranking.method, choices=choices + self.head.choices, options=options)
-
-
-def _for_samples(layer: Layer, count: int) -> Layer:
-    """A layer with the sizes that it has for so many samples."""
-    return replace(layer, input_size=count * layer.input_size, output_size=count * layer.output_size)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from dataclasses import asdict
+from pathlib import Path
 from typing import TextIO
 
 ATTEMPTS = 100  # to take the folder away
@@ -50,7 +51,7 @@ def _remove(folder: str) -> None:
     """Take a folder away to which the other thread may still write."""
     for _ in range(ATTEMPTS):
         shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.exists(folder):
+        if not Path(folder).exists():
             return
 
 

@@ -5,7 +5,8 @@ import statistics
 
 import pytest
 
-from adabet.experiments.reproduce import Task, accuracy, find_reproduction, medyate, reproduce
+from adabet.errors import OptionError
+from adabet.experiments.reproduce import Task, ablations, accuracy, find_reproduction, medyate, ratios, reproduce
 from adabet.experiments.reproduce.local import DEMO
 from adabet.experiments.reproduce.medyate_published import ACCURACIES, AVERAGES, DATA, UNITS
 from adabet.experiments.reproduce.published import AVERAGES as TABLE_2
@@ -149,3 +150,39 @@ def test_medyates_table_has_the_papers_numbers_on_the_papers_data(tmp_path, pool
     settings = {(job.cell.data.label, job.cell.settings) for pool in pools for job in pool.seen}
     assert {(label, found.epochs) for label, found in settings} == {("Flowers", 200), ("photos", 50)}
     assert {(found.optimizer, found.momentum, found.batch_size) for _, found in settings} == {("sgd", 0.0, 32)}
+
+
+def test_ratios_have_a_run_for_every_method_and_share_and_one_for_the_ends(tmp_path, pools):
+    task = Task(tmp_path, (DEMO,), (DataSpec("photos"),))
+    written = reproduce(find_reproduction("ratios"), task)
+    rows = read(written.table)
+    ranked = [row for row in rows if row["layer_ratio"]]
+    assert len(ranked) == 4 * len(ratios.RATIOS)
+    assert {row["method"] for row in rows if not row["layer_ratio"]} == set(ratios.ENDS)
+    by_method = {row["method"]: float(row["accuracy"]) for row in rows}
+    assert by_method["AdaBet"] == pytest.approx(90)
+    assert by_method["everything"] == pytest.approx(80)
+    assert {float(row["peak_mb"]) for row in rows} == {0.001}
+    seeds = {(job.cell.method.label, job.cell.share, job.cell.seed) for pool in pools for job in pool.seen}
+    assert len(seeds) == 3 * len(rows)
+
+
+def test_ablations_change_one_thing_each():
+    first, *others = ablations.VARIANTS
+    assert dict(first.options) == {}
+    assert all(len(variant.options) == 1 or variant.method == "size" for variant in others)
+    assert len({(variant.method, str(variant.options)) for variant in ablations.VARIANTS}) == len(ablations.VARIANTS)
+
+
+def test_ablations_as_a_whole(tmp_path, pools):
+    written = reproduce(find_reproduction("ablations"), Task(tmp_path, (DEMO,), (DataSpec("photos"),), quick=True))
+    rows = read(written.table)
+    assert [row["variant"] for row in rows] == list(ablations.QUICK)
+    assert [float(row["accuracy"]) for row in rows] == pytest.approx([90, 90, 60, 90])
+    assert {float(row["selection_seconds"]) for row in rows} == {0.5}
+
+
+@pytest.mark.parametrize("name", ["figure3", "Figure 5", "fig7", "d8", "D.16", "figure-d9"])
+def test_a_figure_that_is_not_made_by_its_number_names_what_shows_the_same(name):
+    with pytest.raises(OptionError, match="expected one of ratios, ablations, curves, stability"):
+        find_reproduction(name)

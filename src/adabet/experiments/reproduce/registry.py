@@ -1,10 +1,22 @@
 """The tables and figures by name."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from adabet.errors import UnknownNameError
-from adabet.experiments.reproduce import curves, figure2, figure6, medyate, resources, stability, table2, table3
+from adabet.errors import OptionError, UnknownNameError
+from adabet.experiments.reproduce import (
+    ablations,
+    curves,
+    figure2,
+    figure6,
+    medyate,
+    ratios,
+    resources,
+    stability,
+    table2,
+    table3,
+)
 from adabet.experiments.reproduce.task import Found, Task
 
 PAPERS = {
@@ -90,6 +102,24 @@ REPRODUCTIONS = {
             curves.make,
         ),
         Reproduction(
+            "ratios",
+            "accuracy by the share of the layers that train, and by measured memory",
+            "AdaBet",
+            "layer ratio",
+            "days on a GPU; quick: a minute",
+            ratios.COLUMNS,
+            ratios.make,
+        ),
+        Reproduction(
+            "ablations",
+            "accuracy of AdaBet's variants: normalization, samples, channels",
+            "AdaBet",
+            "ablations",
+            "days on a GPU; quick: a minute",
+            ablations.COLUMNS,
+            ablations.make,
+        ),
+        Reproduction(
             "stability",
             "how far the ranking depends on the samples",
             "AdaBet",
@@ -120,12 +150,24 @@ REPRODUCTIONS = {
 }
 
 
+SHOWN_BY = ("ratios", "ablations", "curves", "stability")
+"""What the paper's other figures are about; their axes and settings are not known here one by one."""
+
+OTHER_FIGURE = re.compile(r"(fig(ure)?[ ._-]?)?([357]|d[._-]?([89]|1[0-6]))", re.IGNORECASE)
+
+
 def find_reproduction(name: str) -> Reproduction:
     """A reproduction by name.
 
     Raises:
         UnknownNameError: if there is none; offers the nearest.
+        OptionError: if it is a figure that is not made again by its number; says what shows the same.
     """
+    if OTHER_FIGURE.fullmatch(name):
+        raise OptionError(
+            f"{name!r} is not made again by its number; expected one of {', '.join(SHOWN_BY)}, which show what the "
+            "paper's other figures are about"
+        )
     if name not in REPRODUCTIONS:
         raise UnknownNameError("table or figure", name, REPRODUCTIONS)
     return REPRODUCTIONS[name]

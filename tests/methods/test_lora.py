@@ -115,8 +115,26 @@ def test_what_can_take_no_adapter():
     start("lora", model, images(), where="all", head="5").turn(moment(1))
     assert adapted_layers(model) == ("0",)
     # torch's own transformer layers read the weights of their parts
+    text = made(Text)
+    start("lora", text, texts(), where="all").turn(moment(1))
+    assert adapted_layers(text) == ("embed",)
     with pytest.raises(LayerError, match="that can take adapters"):
-        start("lora", made(Text), texts())
+        start("lora", nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(25, 3)), images(), head="2")
+
+
+def test_an_embedding_and_its_adapter():
+    model, base = made(Text).eval(), made(Text).eval()
+    tokens = texts()[0][0]
+    selection = adabet.select("lora", model, texts(), where="all", rank=2)
+    assert [choice.parameter_count for choice in selection.choices] == [2 * 11 + 8 * 2, 18]
+    torch.testing.assert_close(model(tokens), base(tokens))
+    with torch.no_grad():
+        model.embed.lora_embedding_A["adabet"].normal_()
+    rows = model.embed.lora_embedding_A["adabet"].t() @ model.embed.lora_embedding_B["adabet"].t()
+    torch.testing.assert_close(model.embed(tokens), (base.embed.weight + rows)[tokens])
+    adapted = model(tokens)
+    remove(model, merge=True)
+    torch.testing.assert_close(model(tokens), adapted)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,19 @@
 """LoRA: low-rank adapters instead of the weights, in the layers that a ranking says."""
 
 import math
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adabet.errors import CheckpointError, LayerError, OptionError
 from adabet.extras import require
 from adabet.layers import Layer, fingerprint
 from adabet.layers.batches import device_of
+from adabet.methods.adapter_places import adaptable_modules, best_adaptable, places, targets_of
 from adabet.methods.dynamic import Dynamic, Moment, Turn
 from adabet.methods.registry import Request, find_method, register
 from adabet.ranking import Ranking
@@ -22,10 +22,8 @@ from adabet.selection import Choice, Selection
 ADAPTER = "adabet"
 """What PEFT knows the adapters by."""
 
-ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-READ_FROM_OUTSIDE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-"""Modules that take the weights of their parts without calling these, so that an adapter there would do nothing."""
+PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+"""Where PEFT keeps adapters in a module."""
 
 
 @register(
@@ -39,8 +37,8 @@ def start_lora(
     """Low-rank adapters in the best layers by a ranking, and the head; all weights stay frozen.
 
     An adapted layer computes ``W x + (alpha / rank) B A x`` with A of ``rank`` rows, B of as many columns, and only
-    these train; B starts at 0. PEFT makes the adapters, in the model itself: after the first turn, and so after
-    `adabet.select` too, linear layers and convolutions are wrapped and their tensors have other names
+    these train; B A starts at 0. PEFT makes the adapters, in the model itself: after the first turn, and so after
+    `adabet.select` too, what has adapters is wrapped and its tensors have other names
     (``conv.base_layer.weight``). `remove` takes adapters off, or merges them into the weights.
 
     A run's deltas hold adapters and head; `adabet.load_delta` puts adapters into the bare model first. Who applies a
@@ -60,8 +58,7 @@ def start_lora(
         MissingExtraError: if PEFT is not installed.
 
     Departs from the paper, which adapts attention projections chosen by hand. Adapters go into linear layers (all
-    projections of an attention block together) and into convolutions without groups and dilation. Parts of torch's
-    own ``MultiheadAttention`` and ``TransformerEncoderLayer`` can take none, since these read weights past them.
+    projections of an attention block together), convolutions and embeddings; see `adaptable_modules`.
 
     Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, through PEFT.
     """
@@ -88,18 +85,19 @@ class Lora(Dynamic):
         if adapted_layers(request.model) or hasattr(request.model, "peft_config"):
             raise LayerError("expected a model without adapters, this one has some; see adabet.methods.lora.remove")
         self._layers = request.find_layers()
-        self._able = [layer for layer in self._layers if _targets(request.model, layer)]
+        self._modules = adaptable_modules(request.model)
+        self._able = [layer for layer in self._layers if targets_of(layer.parameters, self._modules)]
         if not self._able:
             raise LayerError(
-                "expected linear layers or convolutions that can take adapters, the model has none beside the head; "
-                "choose another method"
+                "expected linear layers, convolutions or embeddings that can take adapters, the model has none beside "
+                "the head; choose another method"
             )
         self._selection: Selection | None = None
 
     def turn(self, moment: Moment) -> Turn:  # noqa: ARG002 - there is only one
         """Put in adapters."""
         model, layers = self._request.model, self._layers
-        targets = [path for layer in self._chosen() for path in _targets(model, layer)]
+        targets = [path for layer in self._chosen() for path in targets_of(layer.parameters, self._modules)]
         _inject(model, targets, self._options)
         choices = [_choice(model, path) for path in targets]
         self._selection = Selection(
@@ -131,11 +129,7 @@ class Lora(Dynamic):
         ranking: Ranking = find_method(where).start(self._request)  # type: ignore[assignment]
         if ranking.fixed_ratio is not None:
             raise OptionError(f"expected where to be 'all' or a method that orders layers, got {where!r}")
-        able = {layer.name for layer in self._able}
-        order = [ranked.layer.name for ranked in ranking.order if ranked.layer.name in able]
-        # the small addend keeps 0.29 * 100 from becoming 28
-        best = set(order[: max(1, int(self._request.layer_ratio * len(order) + 1e-9))])
-        return [layer for layer in self._able if layer.name in best]
+        return best_adaptable(ranking, self._modules, self._request.layer_ratio)
 
 
 def inject(model: nn.Module, selection: Selection) -> None:
@@ -163,8 +157,7 @@ def injected_for(model: nn.Module, selection: Selection) -> Iterator[None]:
         return
     if there:
         raise LayerError("the model has other adapters; take them off by adabet.methods.lora.remove")
-    modules = dict(model.named_modules())
-    if all(path in modules and _is_able(path, modules) for path in targets):
+    if set(targets) <= adaptable_modules(model):
         _inject(model, targets, selection.options)
     try:
         yield
@@ -175,7 +168,7 @@ def injected_for(model: nn.Module, selection: Selection) -> Iterator[None]:
 
 def adapted_layers(model: nn.Module) -> tuple[str, ...]:
     """Paths of the modules that have adapters."""
-    return tuple(path for path, module in model.named_modules() if ADAPTER in getattr(module, "lora_A", ()))
+    return tuple(path for path, module in model.named_modules() if _adapter_tensors(module))
 
 
 def remove(model: nn.Module, *, merge: bool = False) -> None:
@@ -198,15 +191,12 @@ def remove(model: nn.Module, *, merge: bool = False) -> None:
 def _inject(model: nn.Module, targets: list[str], options: Mapping[str, Any]) -> None:
     """Have PEFT wrap the targets; gradient flags and random state stay as they are."""
     peft = require("peft", "method 'lora'")
-    modules = dict(model.named_modules())
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     config = peft.LoraConfig(
         r=options["rank"],
         lora_alpha=options["alpha"],
         lora_dropout=options["dropout"],
-        # a list would match other paths with the same end
-        target_modules="|".join(map(re.escape, targets)),
-        fan_in_fan_out=any(_is_transposed(modules[path]) for path in targets),
+        **places(model, targets),
     )
     device = device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
@@ -218,35 +208,22 @@ def _inject(model: nn.Module, targets: list[str], options: Mapping[str, Any]) ->
         parameter.requires_grad_(flag)
 
 
-def _choice(model: nn.Module, path: str) -> Choice:
-    module: Any = model.get_submodule(path)
-    tensors = {
-        f"{path}.{part}.{ADAPTER}.weight": getattr(module, part)[ADAPTER].weight for part in ("lora_A", "lora_B")
+def _adapter_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's adapter by their names in it; empty if it has none."""
+    parts: dict[str, Any] = {part: getattr(module, part, ()) for part in PARTS}
+    return {
+        name: tensor for part, held in parts.items() if ADAPTER in held for name, tensor in _named(part, held[ADAPTER])
     }
+
+
+def _named(part: str, held: nn.Module | Tensor) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(held, Tensor):
+        yield f"{part}.{ADAPTER}", held
+    else:
+        yield from held.named_parameters(f"{part}.{ADAPTER}")
+
+
+def _choice(model: nn.Module, path: str) -> Choice:
+    tensors = {f"{path}.{name}": tensor for name, tensor in _adapter_tensors(model.get_submodule(path)).items()}
     count = sum(tensor.numel() for tensor in tensors.values())
     return Choice(layer=path, kind="adapter", parameters=tuple(tensors), parameter_count=count)
-
-
-def _targets(model: nn.Module, layer: Layer) -> list[str]:
-    """Paths of the modules in a layer that can take adapters."""
-    modules = dict(model.named_modules())
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in layer.parameters)
-    return [owner for owner in owners if _is_able(owner, modules)]
-
-
-def _is_able(path: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a module can take an adapter that does what it should."""
-    module = modules[path]
-    parents = (path[: match.start()] for match in re.finditer(r"\.", path))
-    if not path or any(isinstance(modules[parent], READ_FROM_OUTSIDE) for parent in (*parents, "")):
-        return False
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        # PEFT's own convolution knows neither, nor what a subclass does to weights and borders
-        plain = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
-        return plain and type(module) in ADAPTED
-    return type(module) in ADAPTED or _is_transposed(module)
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether this is transformers' ``Conv1D``, a linear layer with its weight transposed."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")

@@ -1,0 +1,1 @@
+"""adabet inside other libraries; each module here imports its library."""

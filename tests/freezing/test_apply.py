@@ -260,3 +260,18 @@ class TestOtherModels:
         with apply(model, chosen):
             assert model.second.weight.requires_grad
             assert not model.second.bias.requires_grad
+
+
+def test_selections_applied_one_inside_the_other_come_off_in_turn():
+    model = small_net().train()
+    before = state_of(model)
+    with apply(model, choose("conv1")):
+        within = state_of(model)
+        with apply(model, choose("hidden")):
+            model.train()
+            assert not model.norm1.training
+        assert state_of(model) == within
+        model.train()
+        assert not model.norm1.training, "the outer one still keeps it in eval mode"
+    assert state_of(model) == before
+    assert model.eval().train().norm1.training

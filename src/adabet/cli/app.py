@@ -62,9 +62,9 @@ def _root() -> None:
 
 def _register() -> None:
     """Enter the commands, in the order that the help shows."""
-    from adabet.cli import compare, demo, memory, methods, plan, rank, report, reproduce, tune
+    from adabet.cli import compare, demo, export, memory, methods, plan, rank, report, reproduce, tune
 
-    for module in (demo, rank, plan, tune, compare, reproduce, report, memory, methods):
+    for module in (demo, rank, plan, tune, export, compare, reproduce, report, memory, methods):
         app.command(epilog=module.EXAMPLE)(module.command)
 
 

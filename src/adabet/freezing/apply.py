@@ -1,13 +1,15 @@
 """Put a selection onto a model, and take it off again."""
 
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from adabet.errors import OptionError
 from adabet.freezing.slices import SlicedModule, slice_module
+from adabet.layers import on_bare_model
 from adabet.selection import Choice, Selection
 
 BATCH_NORM = ("eval", "train")
@@ -26,8 +28,7 @@ class Applied:
         self._training = model.training
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._slices: list[SlicedModule] = []
-        self._hooks: list[RemovableHandle] = []
-        self._modes: list[tuple[nn.Module, bool]] = []
+        self._modes: list[tuple[nn.Module, bool, Callable[..., nn.Module] | None]] = []
         self._freeze()
         self._settle_batch_norms(batch_norm)
         try:
@@ -40,14 +41,16 @@ class Applied:
         """Take the selection off: gradient flags, batch-norm modes and slices go; trained values stay."""
         for piece in reversed(self._slices):
             piece.remove()
-        for hook in self._hooks:
-            hook.remove()
-        for module, training in self._modes:
+        for module, training, train in self._modes:
+            if train is None:
+                vars(module).pop("train", None)
+            else:
+                module.train = train  # type: ignore[method-assign]  # that of a selection applied before
             # if the whole model went into another mode meanwhile, its batch-norms go with it
             module.training = training if self._model.training == self._training else self._model.training
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
-        self._slices, self._hooks, self._modes, self._flags = [], [], [], []
+        self._slices, self._modes, self._flags = [], [], []
 
     def __enter__(self) -> "Applied":
         return self
@@ -70,9 +73,10 @@ class Applied:
                 continue
             trains = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
             if not (trains and batch_norm == "train"):
-                self._modes.append((module, module.training))
-                self._hooks.append(module.register_forward_pre_hook(_stay_in_eval))
+                self._modes.append((module, module.training, vars(module).get("train")))
                 module.eval()
+                # not by a hook: compiled models do not see one that comes or goes after their first call
+                module.train = partial(_keep_mode, module)  # type: ignore[method-assign, assignment]
 
     def _slice(self) -> None:
         for choice in self.selection.choices:
@@ -91,6 +95,7 @@ class Applied:
                 self._slices.append(slice_module(module, channels, axis=choice.axis, parameters=names))
 
 
+@on_bare_model
 def apply(model: nn.Module, selection: Selection, *, batch_norm: str = "eval") -> Applied:
     """Freeze a model but for a selection, at once.
 
@@ -124,5 +129,6 @@ def apply(model: nn.Module, selection: Selection, *, batch_norm: str = "eval") -
     return Applied(model, selection, batch_norm)
 
 
-def _stay_in_eval(module: nn.Module, arguments: object) -> None:  # noqa: ARG001 - the signature of a hook
-    module.training = False
+def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 - the signature of Module.train
+    """What ``train`` and ``eval`` of a batch-norm do while its mode is settled: nothing."""
+    return module

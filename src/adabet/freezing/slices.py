@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from adabet.errors import OptionError, SelectionError
 from adabet.freezing.channels import Channels, SliceOf
+from adabet.layers import is_sharded
 
 Axis = Literal["out", "in"]
 
@@ -154,9 +155,18 @@ def _plain_parameters(module: nn.Module, names: Sequence[str]) -> list[str]:
             f"{kind} has no parameter {unknown[0]!r}; it owns {', '.join(module._parameters) or 'none'}"
         )
     present = [name for name in names if module._parameters[name] is not None]
+    _refuse_sharded(module, (module._parameters[name] for name in present))
     if not present:
         raise SelectionError(f"{kind} has none of the parameters {', '.join(names)} to slice")
     return present
+
+
+def _refuse_sharded(module: nn.Module, parameters: Iterable[nn.Parameter | None]) -> None:
+    if any(parameter is not None and is_sharded(parameter) for parameter in parameters):
+        raise SelectionError(
+            f"{type(module).__name__} is split over processes by fully_shard, and so cannot train some channels only: "
+            "select whole layers (channel_ratio=1)"
+        )
 
 
 def _places(
@@ -219,6 +229,7 @@ def _slices(module: nn.Module) -> list[tuple[str, nn.Parameter, SliceOf]]:
 
 def _write(module: nn.Module, name: str) -> None:
     """Bring the full tensor up to date with its slice, as every use of it does."""
+    _refuse_sharded(module, module.parameters())
     with torch.no_grad():
         getattr(module, name)
 

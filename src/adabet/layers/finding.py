@@ -16,8 +16,10 @@ from adabet.layers.layer import Layer, Layers
 from adabet.layers.macs import count_macs, features_of
 from adabet.layers.structure import Unit, divide
 from adabet.layers.trace import Seen, trace
+from adabet.layers.wrappers import on_bare_model
 
 
+@on_bare_model
 def find_layers(
     model: nn.Module,
     batch: Any,

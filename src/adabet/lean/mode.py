@@ -19,6 +19,13 @@ class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is
     under ``torch.no_grad``, tensor subclasses, ``torch.func`` transforms, forward-mode differentiation,
     ``torch.jit.trace`` and ``torch.compile`` (which decides for itself what to keep).
 
+    So a compiled model runs inside as it runs outside, with the right gradients in whatever order compiling and
+    `adabet.apply` come; another selection makes torch compile again, and is never ignored. Its compiler keeps less than
+    stock autograd and more than this mode: where memory is short, do not compile. What a step keeps of MobileNetV2
+    (10 classes, 96 px, batch 8, a tenth of the layers drawn at random): 54 MB in stock autograd, 24 MB compiled by
+    inductor, 5 MB here; training everything, 114 MB in stock and 79 MB compiled. `adabet.fit`, `adabet.rank` and the
+    other verbs take a compiled model, and run and name what is inside it, uncompiled.
+
     Only the forward pass has to run inside. A backward pass leaves every mode, so where it runs forward code again
     (``torch.utils.checkpoint``), that has to enter this one: ``context_fn=lambda: (nullcontext(), lean())``.
 

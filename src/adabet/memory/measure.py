@@ -13,6 +13,7 @@ from adabet.errors import OptionError, TrainingError, UnknownNameError
 from adabet.freezing import apply
 from adabet.layers.batches import device_of, forward_call, map_tensors, sample_count, tensors_of
 from adabet.layers.observe import observing
+from adabet.layers.wrappers import on_bare_model
 from adabet.memory.allocator import Block, Recording, record_allocations
 from adabet.memory.report import MemoryReport, Peak
 from adabet.memory.unchanged import unchanged, values_kept
@@ -38,6 +39,7 @@ LOSS = "(loss)"
 RECOMPUTED = "(recomputed)"
 
 
+@on_bare_model
 def measure_memory(
     model: nn.Module,
     batch: Any,

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from adabet.errors import AdabetError, CheckpointError
+from adabet.layers import on_bare_model
 from adabet.methods.lora import injected_for
 from adabet.selection import Selection
 from adabet.training.tensor_file import read_tensor_file, write_tensor_file
@@ -15,6 +16,7 @@ from adabet.training.weights import base_digest, check_tensors, persistent_buffe
 KIND = "adabet/delta"
 
 
+@on_bare_model
 def save_delta(
     model: nn.Module,
     selection: Selection,
@@ -70,6 +72,7 @@ def extend_delta(model: nn.Module, path: str | os.PathLike[str], names: Collecti
     write_tensor_file(path, KIND, tensors, {**values, "base": base_digest(model, tensors.keys())})
 
 
+@on_bare_model
 def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> Selection:
     """Put a delta onto base weights: everything is checked first, so either all of it is copied or nothing.
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from adabet.errors import OptionError
 from adabet.files import write_text
+from adabet.layers import on_bare_model
 from adabet.memory import MemoryReport, measure_memory
 from adabet.methods import Turn
 from adabet.planning import Plan
@@ -49,6 +50,7 @@ UNRECORDED = frozenset(
 """Arguments of `fit` that a resumed run may change, or that are recorded in another form."""
 
 
+@on_bare_model
 def fit(
     model: nn.Module,
     train_loader: Iterable[Any],
@@ -99,7 +101,8 @@ def fit(
     loaders (``persistent_workers`` keep theirs to themselves).
 
     Args:
-        model: any module, with the head for the task.
+        model: any module, with the head for the task; what is inside is trained, uncompiled, where ``torch.compile``
+            made it. It may not be wrapped for several processes or split over them: processes are seen to here.
         train_loader: batches with labels, ``(inputs, labels)`` or mappings; has to be iterable again every
             epoch.
         val_loader: batches to validate on after each epoch; None leaves validation out.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adabet.errors import CheckpointError, SelectionError
+from adabet.errors import CheckpointError, OptionError, SelectionError
+from adabet.layers import is_sharded
 from adabet.training.tensor_file import bytes_of
 
 ELEMENTS_IN_DIGEST = 256
@@ -15,9 +16,19 @@ ELEMENTS_IN_DIGEST = 256
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and persistent buffers by name, as they are; of a slice the full tensor."""
+    """A model's parameters and persistent buffers by name, as they are; of a slice the full tensor.
+
+    Raises:
+        OptionError: if they are split over processes.
+    """
     state = model.state_dict(keep_vars=True)
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if any(map(is_sharded, tensors.values())):
+        raise OptionError(
+            "expected a model that this process holds whole, got one that fully_shard has split: train it in your own "
+            "loop, with adabet.apply and adabet.lean, and gather its state into a whole model to save a delta"
+        )
+    return tensors
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -71,7 +82,11 @@ def base_digest(model: nn.Module, moved: Collection[str]) -> str:
         model: the model.
         moved: names of the tensors that do not count, those tied to them included.
     """
-    state = stored_tensors(model)
+    return digest_of_state(stored_tensors(model), moved)
+
+
+def digest_of_state(state: Mapping[str, Tensor], moved: Collection[str]) -> str:
+    """`base_digest` of the model that has this state, where tied tensors are one object."""
     left_out = {id(state[name]) for name in moved}
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(state.items()):

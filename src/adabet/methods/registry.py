@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adabet.errors import DataError, OptionError, UnknownNameError
-from adabet.layers import Layer, Layers, find_layers, fingerprint, forward_call
+from adabet.layers import Layer, Layers, find_layers, fingerprint, forward_call, on_bare_model
 from adabet.layers.batches import Forward
 from adabet.methods.dynamic import Dynamic, Moment, Turn
 from adabet.ranking import RankedLayer, Ranking
@@ -168,8 +168,14 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
+@on_bare_model
 def rank(model: nn.Module, batches: Iterable[Any], *, method: str = "adabet", **options: Any) -> Ranking:
     """Score every layer of a model by one method; AdaBet's by default.
+
+    AdaBet looks at sequences without their padding, where the batches have an ``attention_mask``: outputs of layers
+    over tokens are compared whole if all sequences have one length, and by their means over each sequence's tokens if
+    not (see `adabet.topology.Prober`). A head that is tied to an embedding is not a head of its own: the embedding is a
+    candidate like any other layer, and the head trains if that is chosen.
 
     Args:
         model: any module; left as it was.
@@ -250,6 +256,7 @@ class Again(Dynamic):
         return Turn(ranking.select(layer_ratio=self._request.layer_ratio, channel_ratio=self._request.channel_ratio))
 
 
+@on_bare_model
 def select(
     method: str,
     model: nn.Module,

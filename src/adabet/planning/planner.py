@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from adabet.errors import BudgetError, DataError
-from adabet.layers import inputs_of, sample_count, take_samples
+from adabet.errors import BudgetError, DataError, OptionError
+from adabet.layers import inputs_of, on_bare_model, sample_count, take_samples
 from adabet.lean.recompute import repeated_blocks
 from adabet.memory import MemoryReport
 from adabet.memory.measure import OptimizerFactory
@@ -30,6 +30,7 @@ WORTH_A_SECOND_PASS = 1.02
 """How much more score recomputed blocks have to buy."""
 
 
+@on_bare_model
 def plan(
     model: nn.Module,
     batches: Iterable[Any],
@@ -43,6 +44,7 @@ def plan(
     profile: Profile | None = None,
     optimizer: str | OptimizerFactory = "sgd momentum",
     loss: Loss | None = None,
+    micro_batch: int | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Plan:
@@ -72,6 +74,8 @@ def plan(
             the budget, since it needs the graph of everything for one sample, multiply-accumulates stand in for times.
         optimizer: see `measure_memory`.
         loss: see `measure_memory`.
+        micro_batch: samples that are in memory at once whatever the plan says, where somebody else's loop makes the
+            batches: what does not fit then are layers. None: one sample, or as many as there is room for.
         seed: of the method.
         options: of the method, see `rank`.
 
@@ -79,7 +83,8 @@ def plan(
         A plan that was measured to fit.
 
     Raises:
-        BudgetError: if not even the head fits with one sample at a time; names the smallest budget that works.
+        BudgetError: if not even the head fits with one sample (or ``micro_batch``) at a time; names the smallest budget
+            that works.
         OptionError: if the budget is no size, or a ratio is outside its range.
         DataError: if there is no batch.
 
@@ -94,18 +99,27 @@ def plan(
     budget = parse_size(memory)
     if options.get("channels"):
         options["axis"] = axis
+    if micro_batch is not None and micro_batch < 1:
+        raise OptionError(f"expected micro_batch of at least 1 sample, got {micro_batch}")
     settings = Settings(layer_ratio, tuple(channel_ratios), axis, time_ratio, profile)
     held = list(_first(batches, samples=options.get("samples", 40)))
-    trials = Trials(model, held[0], budget, optimizer, loss)
+    trials = Trials(model, held[0], budget, optimizer, loss, unit=micro_batch or 1)
     head = rank(model, held, method="head", **_shared(options)).select()
     base = trials.run(head, micro_batch=1)
     if base.training.total > budget:
         raise BudgetError(
             f"{format_size(budget)} is too little: training the head of {type(model).__name__} alone takes "
-            f"{format_size(_rounded_up(base.training.total))} with one sample at a time; give at least that"
+            f"{format_size(_rounded_up(base.training.total))} with {trials.unit} "
+            f"{'sample' if trials.unit == 1 else 'samples'} at a time; give at least that"
         )
     ranking = rank(
-        model, held, method=method, seed=seed, loss=loss, micro_batch=1, **_within(budget, base, method, options)
+        model,
+        held,
+        method=method,
+        seed=seed,
+        loss=loss,
+        micro_batch=1,
+        **_within(budget, base, method, options, unit=trials.unit),
     )
     if time_ratio is not None and profile is None:
         settings = replace(settings, profile=_profile(trials, ranking, base, loss))
@@ -115,11 +129,11 @@ def plan(
         least = WORTH_A_SECOND_PASS * search.worth(best)
         again = search.best(recompute=True, over=least)
         best = again if search.worth(again) > least else best
-    best = search.widen(best)
+    best = search.widen(best, fixed=micro_batch is not None)
     return Plan(
         selection=replace(best.selection, options={**best.selection.options, "budget": budget}),
-        micro_batch=best.micro_batch,
-        batch_size=trials.batch_size,
+        micro_batch=min(best.micro_batch * trials.unit, trials.samples),
+        batch_size=trials.samples,
         recompute=best.recompute,
         budget=budget,
         predicted=round(best.predicted),
@@ -152,7 +166,7 @@ def _shared(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in find_method("adabet").options}
 
 
-def _within(budget: int, base: MemoryReport, method: str, options: dict[str, Any]) -> dict[str, Any]:
+def _within(budget: int, base: MemoryReport, method: str, options: dict[str, Any], *, unit: int) -> dict[str, Any]:
     """Options that keep the method's own forward passes within the budget, unless the user has decided.
 
     A forward pass of one sample takes no more than the head's step did. If all samples do not fit at once, AdaBet takes
@@ -162,7 +176,7 @@ def _within(budget: int, base: MemoryReport, method: str, options: dict[str, Any
     if "samples_in_memory" not in own or options.get("sketch") or options.get("samples_in_memory"):
         return options
     room = budget - base.training.weights - base.training.inputs
-    each = max(1, base.training.saved + base.training.workspace)
+    each = max(1, (base.training.saved + base.training.workspace) // unit)
     samples = options.get("samples", 40)
     if room // each >= samples:
         return options

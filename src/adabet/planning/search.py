@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from adabet.layers import inputs_of, take_samples
+from adabet.layers import Layer, inputs_of, take_samples
 from adabet.memory import MemoryReport
 from adabet.planning.activations import Passes
 from adabet.planning.costs import Costs
 from adabet.planning.knapsack import Chosen
-from adabet.planning.options import options_of
+from adabet.planning.options import BYTES, options_of
 from adabet.planning.settings import Settings
 from adabet.planning.trials import Trials
 from adabet.ranking import Ranking
@@ -62,7 +62,7 @@ class Search:
         self.trials, self.ranking, self.head, self.base, self.settings = trials, ranking, head, base, settings
         best = {ranked.layer.name for ranked in ranking.order[: ranking.count(settings.layer_ratio)]}
         self.ranked = [ranked for ranked in ranking.layers if ranked.layer.name in best]
-        self.layers = [ranked.layer for ranked in self.ranked]
+        self.layers = [_for_samples(ranked.layer, trials.unit) for ranked in self.ranked]
         # a layer without a single loop is still worth more than nothing, if there is room
         smallest = min((ranked.score for ranked in self.ranked if ranked.score > 0), default=1.0)
         self.scores = [max(ranked.score, 0.01 * smallest) for ranked in self.ranked]
@@ -111,13 +111,16 @@ class Search:
             costs.kept_error = max(errors) if len(errors) > 1 else errors[0]
         return ()
 
-    def widen(self, best: Candidate) -> Candidate:
-        """The largest micro-batch that the selection can be trained with; without recomputation if possible."""
+    def widen(self, best: Candidate, *, fixed: bool = False) -> Candidate:
+        """The largest micro-batch that the selection can be trained with; without recomputation if possible.
+
+        If it is ``fixed``, only that.
+        """
         if best.recompute and self.costs.predict(best.chosen) <= CEILING * self.trials.budget:
             took = self.trials.run(best.selection, micro_batch=1).training.total
             if took <= self.trials.budget:
                 best = replace(best, recompute=False, measured=took)
-        return self._widest(best)
+        return best if fixed else self._widest(best)
 
     def _widest(self, best: Candidate) -> Candidate:
         """Twice as many samples at most from one trial to the next, on the steepest line through two measurements.
@@ -158,7 +161,7 @@ class Search:
     def notes(self, best: Candidate) -> tuple[str, ...]:
         """What was bought and what was given up."""
         full = self.everything()
-        notes = [f"training everything with {self.trials.batch_size} samples at once would take {format_size(full)}"]
+        notes = [f"training everything with {self.trials.samples} samples at once would take {format_size(full)}"]
         if best.micro_batch < self.trials.batch_size:
             notes.append(f"{math.ceil(self.trials.batch_size / best.micro_batch)} passes a step, to the same gradient")
         if best.recompute:
@@ -178,15 +181,17 @@ class Search:
         return tuple(notes)
 
     def _passes(self, *, recompute: bool) -> tuple[Passes, Costs]:
-        sample = take_samples(inputs_of(self.trials.batch), 0, 1)
+        sample = take_samples(inputs_of(self.trials.batch), 0, self.trials.unit)
         passes = Passes(self.trials.model, self.layers, self.head, sample, recompute=recompute)
         activations = passes.activations()
+        # where no gradient is left when a step peaks, as with a single slice, they are counted by their elements
+        gradients = self.base.training.gradients or BYTES * self.base.trainable
         options = [
             options_of(
                 ranked,
                 score,
                 own=own,
-                state=self.base.training.optimizer / max(1, self.base.training.gradients),
+                state=self.base.training.optimizer / max(1, gradients),
                 budget=self.trials.budget,
                 channel_ratios=self.settings.channel_ratios,
                 axis=self.settings.axis,
@@ -201,3 +206,8 @@ class Search:
         choices = tuple(costs.options[index][way].choice for index, way in chosen)
         options: Mapping[str, object] = self.ranking.options
         return replace(self.head, method=self.ranking.method, choices=choices + self.head.choices, options=options)
+
+
+def _for_samples(layer: Layer, count: int) -> Layer:
+    """A layer with the sizes that it has for so many samples."""
+    return replace(layer, input_size=count * layer.input_size, output_size=count * layer.output_size)

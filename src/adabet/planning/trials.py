@@ -16,33 +16,43 @@ class Trials:
     """Measures steps with selections of one model, on one batch.
 
     Attributes:
-        batch_size: samples of the whole batch.
+        unit: samples that are in memory at once in any case; micro-batches are counted in these.
+        batch_size: how many of them the whole batch holds.
         largest: the highest peak of any trial, in bytes.
     """
 
     def __init__(
-        self, model: nn.Module, batch: Any, budget: int, optimizer: str | OptimizerFactory, loss: Loss | None
+        self,
+        model: nn.Module,
+        batch: Any,
+        budget: int,
+        optimizer: str | OptimizerFactory,
+        loss: Loss | None,
+        *,
+        unit: int = 1,
     ) -> None:
         self.model, self.batch, self.budget = model, batch, budget
         self.optimizer, self.loss = optimizer, loss
-        self.batch_size = sample_count(inputs_of(batch))
+        self.samples = sample_count(inputs_of(batch))
+        self.unit = min(unit, self.samples)
+        self.batch_size = self.samples // self.unit
         self.largest = 0
 
     def run(self, selection: Selection, *, micro_batch: int, recompute: bool = False) -> MemoryReport:
         """One step over two slices: the second has the gradient of the first beside it, as any later one has."""
-        samples = min(self.batch_size, 2 * micro_batch)
-        part = self.batch if samples == self.batch_size else take_samples(self.batch, 0, samples)
+        samples = min(self.samples, 2 * micro_batch * self.unit)
+        part = self.batch if samples == self.samples else take_samples(self.batch, 0, samples)
         report = measure_memory(
             self.model,
             part,
             selection,
             loss=self.loss,
             optimizer=self.optimizer,
-            micro_batch=micro_batch,
+            micro_batch=micro_batch * self.unit,
             recompute=recompute,
             inference=False,
         )
-        rest = report.training.inputs * (self.batch_size - samples) // samples
+        rest = report.training.inputs * (self.samples - samples) // samples
         report = replace(report, training=replace(report.training, inputs=report.training.inputs + rest))
         self.largest = max(self.largest, report.training.total)
         return report

@@ -1,6 +1,7 @@
 """Forward passes over unlabelled samples that leave, of every layer, only distances between the samples."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adabet.errors import ActivationError
+from adabet.errors import ActivationError, AdabetWarning
 from adabet.layers import Layer, Layers, find_layers, forward_call, observing
 from adabet.layers.batches import Forward
 from adabet.layers.trace import first_floating
 from adabet.topology.distances import channel_squared_distances, squared_distances
 from adabet.topology.lockstep import Lockstep
+from adabet.topology.padding import mean_over_tokens, token_axes
 from adabet.topology.pool import SLICE, Pool, collect, passes
 from adabet.topology.samples import by_sample, check_alike, check_finite
 from adabet.topology.sketch import Sketcher
@@ -48,6 +50,11 @@ class Prober:
     """Runs a model over pooled samples and measures distances at its layers.
 
     The model runs in eval mode without gradients and is left as it was: modes, hooks and random state.
+
+    Sequences whose padding an ``attention_mask`` tells run without it, so that neither its amount nor its side counts.
+    If all have the same number of tokens, a layer's output ``(samples, tokens, ...)`` is flattened like any other; if
+    not, it is averaged over each sequence's tokens, so that batches of different lengths make one cloud. Sizes of
+    layers are then those for a sequence of median length.
 
     Args:
         model: any module.
@@ -89,9 +96,9 @@ class Prober:
         self._sketcher = None if sketch is None else Sketcher(size=sketch, seed=seed)
         self._forward = forward
         self._progress = progress
-        self.layers = find_layers(
-            model, self.pool.slices[0], head=head, blocks=blocks, tie_norm=tie_norm, forward=forward
-        )
+        find = partial(find_layers, model, head=head, blocks=blocks, tie_norm=tie_norm, forward=forward)
+        self.layers = find(self.pool.slices[self.pool.median])
+        self._tokens = self._token_axes(find) if self.pool.varied else {"out": {}, "in": {}}
 
     def probe(self) -> Probe:
         """Distances between the samples at every candidate layer."""
@@ -110,7 +117,16 @@ class Prober:
 
         Yields:
             Each layer with its distances, ``(channels, n, n)``.
+
+        Raises:
+            ActivationError: if sequences differ in length: a channel of a mean over tokens is one number.
         """
+        if any(layer.name in self._tokens[axis] for layer in layers):
+            raise ActivationError(
+                "expected sequences of one length to rank channels: of different lengths only the means over their "
+                "tokens can be compared, and a channel of those is a single number; give such samples, or train all "
+                "channels"
+            )
         for group in self._groups(layers, axis):
             if self._sketcher is None:
                 squared = self._swept(
@@ -232,12 +248,20 @@ class Prober:
             tensor = first_floating(output if axis == "out" else arguments)
             if tensor is not None:
                 shape = layer.output_shape if axis == "out" else layer.input_shape
+                tensor, shape = mean_over_tokens(tensor, shape, self._tokens[axis].get(layer.name, ()))
                 receive(layer.name, by_sample(layer.name, tensor, count(), shape))
 
         with observing(self.model) as handles:
             for layer in layers:
                 handles.append(named[layer.output_module].register_forward_hook(partial(hook, layer)))
             yield
+
+    def _token_axes(self, find: Callable[[Any], Layers]) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Where layers' outputs, and inputs, hold tokens: what differs between sequences of different lengths."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AdabetWarning)  # said once already
+            others = find(self.pool.slices[self.pool.farthest])
+        return {axis: token_axes(tuple(self.layers), tuple(others), inputs=axis == "in") for axis in ("out", "in")}
 
     def _count(self, steps: Lockstep, chosen: Sequence[int]) -> int:
         """How many samples the slice has that is running now."""

@@ -24,7 +24,7 @@ def by_sample(name: str, output: Tensor, count: int, shape: tuple[int, ...]) -> 
         ActivationError: if the output has another shape than for one sample, and no axis holds the samples.
     """
     if count == 1:
-        return output if shape[0] == 1 else output.unsqueeze(0)
+        return output if shape[:1] == (1,) else output.unsqueeze(0)
     if output.shape == (count, *shape):  # the model squeezed away the axis of its one sample
         return output
     for axis, (now, one) in enumerate(zip(output.shape, shape, strict=False)):

@@ -271,6 +271,7 @@ class Comparison:
         return {
             **record,
             "val": result.best.val_metrics["accuracy"],
+            "val_loss": result.best.val_loss,
             "test": adabet.evaluate(model, loaders.test)["accuracy"],
             "peak": memory.training.total,
             "select_seconds": seconds,
@@ -343,7 +344,7 @@ class Comparison:
         )
 
 
-def climb(rates: list[float], place: int, score: Callable[[float], float]) -> float:
+def climb(rates: list[float], place: int, score: Callable[[float], Any]) -> float:
     """The rate with the best score, found by going uphill from one of them."""
     while True:
         near = [index for index in (place - 1, place, place + 1) if 0 <= index < len(rates)]

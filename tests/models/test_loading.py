@@ -134,7 +134,7 @@ def test_unknown_names_offer_the_nearest(name, near):
 
 def test_a_name_like_no_other_lists_the_forms_not_all_models():
     with pytest.raises(
-        UnknownNameError, match=r"known: a folder, demo, hf/NAME, mcu/NAME, timm/NAME, torchvision/NAME$"
+        UnknownNameError, match=r"known: a folder, audio/NAME, demo, hf/NAME, mcu/NAME, timm/NAME, torchvision/NAME$"
     ):
         load_model("§§§")
 

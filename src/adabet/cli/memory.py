@@ -45,11 +45,11 @@ def command(
     if not names:
         raise OptionError("expected --methods with at least one name, such as head,full; got none")
     loaded = load_model(model, image_size=image_size, **setup.model_arguments(model_arg))
-    config = setup.image_config(loaded)
+    config = setup.sample_config(loaded)
     torch.manual_seed(seed)
     noise = torch.randn(40, *config.input_size)
-    batches = noise.split(8) if data is None else setup.image_batches(data, config, samples=40, seed=seed)
-    batch = noise[:1].expand(batch_size, -1, -1, -1).contiguous(), torch.zeros(batch_size, dtype=torch.long)
+    batches = noise.split(8) if data is None else setup.sample_batches(data, config, samples=40, seed=seed)
+    batch = noise[:1].expand(batch_size, *config.input_size).contiguous(), torch.zeros(batch_size, dtype=torch.long)
     reports: dict[str, MemoryReport] = {}
     for method in dict.fromkeys(names):
         with err.status(f"measuring {method}"), setup.notes_for_warnings():

@@ -59,7 +59,7 @@ def command(
         mean=mean,
         std=std,
     )
-    splits = setup.labelled_splits(data, setup.image_config(loaded), seed=seed)
+    splits = setup.labelled_splits(data, setup.sample_config(loaded), seed=seed)
     torch.manual_seed(seed)
     new_head(loaded.model, len(splits.classes))
     with setup.notes_for_warnings(), bar("planning"):

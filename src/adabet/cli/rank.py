@@ -55,14 +55,14 @@ def command(
         mean=mean,
         std=std,
     )
-    config = setup.image_config(loaded)
+    config = setup.sample_config(loaded)
     if find_method(method).labelled:
         splits = setup.labelled_splits(data, config, seed=seed)
         torch.manual_seed(seed)
         new_head(loaded.model, len(splits.classes))
         batches: Iterable[Any] = splits.loaders(batch_size=8, seed=seed).train
     else:
-        batches = setup.image_batches(data, config, samples=samples, seed=seed)
+        batches = setup.sample_batches(data, config, samples=samples, seed=seed)
     if channel_ratio < 1 and method == "adabet":
         options |= {"channels": layer_ratio, "axis": axis}
     with setup.notes_for_warnings(), bar("looking at samples") as progress:

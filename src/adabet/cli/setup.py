@@ -11,17 +11,22 @@ import typer
 
 from adabet.cli.show import bar, err, note
 from adabet.errors import CheckpointError, ModelError, OptionError
-from adabet.models import DataConfig, LoadedModel
+from adabet.models import AudioConfig, DataConfig, LoadedModel
 
 if TYPE_CHECKING:
     from adabet.data import DataSplits, LeftOut
 
 Model = Annotated[
     str,
-    typer.Argument(help="timm/NAME, torchvision/NAME, hf/NAME, mcu/NAME, demo, or a folder that a library saved."),
+    typer.Argument(
+        help="timm/NAME, torchvision/NAME, hf/NAME, mcu/NAME, audio/NAME, demo, or a folder that a library saved."
+    ),
 ]
 Data = Annotated[
-    str, typer.Argument(help="A folder of images, or one of pets, flowers, dogs, cub (downloaded where missing).")
+    str,
+    typer.Argument(
+        help="A folder of images (for audio/NAME of sound), or one of pets, flowers, dogs, cub (downloaded)."
+    ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="A local safetensors file with pre-trained weights.")]
 Pretrained = Annotated[bool, typer.Option(help="Fetch the library's own pre-trained weights.")]
@@ -54,7 +59,7 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead.")]
 
 
-RANDOM_AT_FIRST = ("timm", "torchvision", "hf", "mcu")
+RANDOM_AT_FIRST = ("timm", "torchvision", "hf", "mcu", "audio")
 """Whose models have random weights unless some are given or fetched."""
 
 OWN_OPTIONS = frozenset({"name", "weights", "pretrained", "image_size", "mean", "std"})
@@ -147,23 +152,31 @@ def method_options(
     return taken | named_values("--option", pairs)
 
 
-def image_config(loaded: LoadedModel) -> DataConfig:
-    """What images the model takes.
+def sample_config(loaded: LoadedModel) -> DataConfig | AudioConfig:
+    """What images, or what sound, the model takes.
 
     Raises:
-        ModelError: if it takes none.
+        ModelError: if it takes neither.
     """
-    if loaded.data_config is None:
-        raise ModelError(f"{loaded.name} reads no images; the command line adapts image models, the library any other")
-    return loaded.data_config
+    config = loaded.data_config or loaded.audio_config
+    if config is None:
+        raise ModelError(
+            f"{loaded.name} reads no images and no sound; the command line adapts models that do, the library any other"
+        )
+    return config
 
 
-def image_batches(data: str, config: DataConfig, *, samples: int, seed: int) -> list[Any]:
+def sample_batches(data: str, config: DataConfig | AudioConfig, *, samples: int, seed: int) -> list[Any]:
     """Unlabelled batches of 8 from a folder or a dataset by name; says what could not be read."""
-    from adabet.data import load_data, transforms, unlabelled_batches
+    from adabet.data import audio_transforms, load_data, transforms, unlabelled_batches
 
-    transform = transforms(config, train=False)
     left_out: Sequence[LeftOut]
+    if isinstance(config, AudioConfig):
+        batches, left_out = unlabelled_batches(
+            Path(data), audio_transforms(config, train=False), samples=samples, seed=seed
+        )
+        return _noting(batches, left_out)
+    transform = transforms(config, train=False)
     if Path(data).is_dir():
         batches, left_out = unlabelled_batches(
             Path(data), transform, samples=samples, channels=config.input_size[0], seed=seed
@@ -185,24 +198,34 @@ def image_batches(data: str, config: DataConfig, *, samples: int, seed: int) -> 
             splits.unlabelled(samples=min(samples, len(splits.train)), seed=seed),
             splits.report.left_out,
         )
-    for image in left_out:
-        note(f"{image.path} cannot be read and was left out: {image.reason}")
+    return _noting(batches, left_out)
+
+
+def _noting(batches: list[Any], left_out: "Sequence[LeftOut]") -> list[Any]:
+    """The batches; says what could not be read."""
+    for file in left_out:
+        note(f"{file.path} cannot be read and was left out: {file.reason}")
     return batches
 
 
-def labelled_splits(data: str, config: DataConfig, *, seed: int, max_train: int | None = None) -> "DataSplits":
-    """A dataset in its splits, every image read once; says what is in it on standard error."""
-    from adabet.data import load_data, transforms
+def labelled_splits(
+    data: str, config: DataConfig | AudioConfig, *, seed: int, max_train: int | None = None
+) -> "DataSplits":
+    """A dataset in its splits, every file read once; says what is in it on standard error."""
+    from adabet.data import load_audio, load_data, transforms
 
-    with bar("reading images") as progress:
-        splits = load_data(
-            data,
-            transform_train=transforms(config, train=True),
-            transform_eval=transforms(config, train=False),
-            seed=seed,
-            max_train=max_train,
-            progress=progress,
-        )
+    with bar(f"reading {'sound' if isinstance(config, AudioConfig) else 'images'}") as progress:
+        if isinstance(config, AudioConfig):
+            splits = load_audio(data, config, seed=seed, max_train=max_train, progress=progress)
+        else:
+            splits = load_data(
+                data,
+                transform_train=transforms(config, train=True),
+                transform_eval=transforms(config, train=False),
+                seed=seed,
+                max_train=max_train,
+                progress=progress,
+            )
     err.print(str(splits.report), soft_wrap=True)
     return splits
 

@@ -88,7 +88,7 @@ def command(
         mean=mean,
         std=std,
     )
-    config = setup.image_config(loaded)
+    config = setup.sample_config(loaded)
     splits = setup.labelled_splits(data, config, seed=seed, max_train=max_train)
     torch.manual_seed(seed)
     new_head(loaded.model, len(splits.classes))
@@ -192,7 +192,10 @@ def command(
         out.print_json(json.dumps({"run_dir": str(folder), "test": test, "result": json.loads(result.to_json())}))
         return
     out.print(str(result))
-    out.print(f"test accuracy {test['accuracy']:.4f} on {len(splits.test)} images ({result.kept} epoch)", style="bold")
+    out.print(
+        f"test accuracy {test['accuracy']:.4f} on {len(splits.test)} {splits.report.what} ({result.kept} epoch)",
+        style="bold",
+    )
     delta = folder / f"{result.kept}.safetensors"
     out.print(f"delta: {delta} ({format_size(delta.stat().st_size)}); run folder: {folder}", soft_wrap=True)
 

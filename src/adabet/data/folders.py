@@ -1,4 +1,4 @@
-"""Image folders: a folder for each class, in one folder or in one for each split."""
+"""Folders of images or other files: a folder for each class, in one folder or in one for each split."""
 
 import os
 from dataclasses import dataclass, replace
@@ -17,43 +17,70 @@ SPLIT_FOLDERS = {
 }
 """Names that a split's folder may have."""
 
-LAYOUT = "FOLDER/train/CLASS/IMAGE (val and test likewise), or FOLDER/CLASS/IMAGE"
+
+@dataclass(frozen=True)
+class FileKind:
+    """What files a folder holds.
+
+    Attributes:
+        one: what one file is, in a word.
+        many: the same in the plural.
+        suffixes: of their names, in lower case; other files are not taken for such.
+    """
+
+    one: str
+    many: str
+    suffixes: frozenset[str]
+
+    @property
+    def layout(self) -> str:
+        """How the folder has to look."""
+        file = self.one.upper()
+        return f"FOLDER/train/CLASS/{file} (val and test likewise), or FOLDER/CLASS/{file}"
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file's name is one of such a file."""
+        return path.suffix.lower() in self.suffixes and _visible(path.name)
+
+
+IMAGES = FileKind("image", "images", IMAGE_SUFFIXES)
 
 
 @dataclass(frozen=True)
 class _ClassFolders:
-    """The image files of one folder of class folders, by class, and how many files are no images."""
+    """The files of one folder of class folders, by class, and how many others there are."""
 
-    images: dict[str, list[Path]]
+    files: dict[str, list[Path]]
     ignored: int
 
 
-def list_folder(folder: Path) -> Listing:
-    """List the images of a folder.
+def list_folder(folder: Path, kind: FileKind = IMAGES) -> Listing:
+    """List the images, or other files, of a folder.
 
     Either it holds the folders ``train`` and, if there are, ``val`` and ``test`` (or names like them), each
     with a folder for each class; or it holds the class folders themselves. Classes are sorted by name. Files
-    that are no images, and hidden files and folders, are ignored.
+    of another kind, and hidden files and folders, are ignored.
 
     Args:
         folder: the folder.
+        kind: of the files.
 
     Raises:
-        DataError: if the folder is missing, unreadable, laid out otherwise, or without images; if a class to
+        DataError: if the folder is missing, unreadable, laid out otherwise, or without such files; if a class to
             train on is empty; or if another split has a class that train lacks.
     """
     if not folder.is_dir():
         what = "a file" if folder.exists() else "missing"
-        raise DataError(f"expected a folder of images, {LAYOUT}; {folder} is {what}")
+        raise DataError(f"expected a folder of {kind.many}, {kind.layout}; {folder} is {what}")
     splits, unsorted = _split_folders(folder)
     if "train" not in splits:
         if splits:
             raise DataError(
                 f"{folder} has {name_some([path.name for path in splits.values()])} but no train folder; "
-                f"expected {LAYOUT}"
+                f"expected {kind.layout}"
             )
-        return _listing(folder, {"train": _read(folder)})
-    listing = _listing(folder, {split: _read(path) for split, path in splits.items()})
+        return _listing(folder, {"train": _read(folder, kind)}, kind)
+    listing = _listing(folder, {split: _read(path, kind) for split, path in splits.items()}, kind)
     ignored = [f"{name} has no class folders and was ignored" for name in unsorted]
     return replace(listing, notes=(*ignored, *listing.notes))
 
@@ -72,27 +99,27 @@ def _split_folders(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return found, unsorted
 
 
-def _read(folder: Path) -> _ClassFolders:
-    """Image files of every class folder in a folder, sorted."""
-    images: dict[str, list[Path]] = {}
+def _read(folder: Path, kind: FileKind) -> _ClassFolders:
+    """The files of every class folder in a folder, sorted."""
+    found: dict[str, list[Path]] = {}
     ignored = sum(entry.is_file() for entry in _entries(folder))
     for subfolder in _subfolders(folder):
         files = _files(subfolder)
-        images[subfolder.name] = [path for path in files if _is_image(path)]
-        ignored += len(files) - len(images[subfolder.name])
-    return _ClassFolders(images, ignored)
+        found[subfolder.name] = [path for path in files if kind.owns(path)]
+        ignored += len(files) - len(found[subfolder.name])
+    return _ClassFolders(found, ignored)
 
 
-def _listing(folder: Path, splits: dict[str, _ClassFolders]) -> Listing:
-    train = splits["train"].images
+def _listing(folder: Path, splits: dict[str, _ClassFolders], kind: FileKind) -> Listing:
+    train = splits["train"].files
     if not any(train.values()):
-        loose = sum(_is_image(Path(entry.name)) for entry in _entries(folder))
-        found = f"{loose} images outside class folders" if loose else "no images"
-        raise DataError(f"{folder} has {found}; expected {LAYOUT}")
+        loose = sum(kind.owns(Path(entry.name)) for entry in _entries(folder))
+        found = f"{loose} {kind.many} outside class folders" if loose else f"no {kind.many}"
+        raise DataError(f"{folder} has {found}; expected {kind.layout}")
     if empty := [name for name, paths in train.items() if not paths]:
         raise DataError(
-            f"{len(empty)} class folders to train on hold no images ({name_some(empty)}): "
-            f"add images to them or remove them from {folder}"
+            f"{len(empty)} class folders to train on hold no {kind.many} ({name_some(empty)}): "
+            f"add {kind.many} to them or remove them from {folder}"
         )
     if len(train) < 2:
         raise DataError(f"expected at least two classes, {folder} has {len(train)} ({name_some([*train])})")
@@ -100,16 +127,16 @@ def _listing(folder: Path, splits: dict[str, _ClassFolders]) -> Listing:
     notes = []
     samples: dict[str, tuple[Sample, ...] | None] = {"val": None, "test": None}
     for split, folders in splits.items():
-        filled = {name for name, paths in folders.images.items() if paths}
+        filled = {name for name, paths in folders.files.items() if paths}
         if strange := sorted(filled - set(classes)):
             raise DataError(
                 f"{split} has classes that train lacks ({name_some(strange)}): "
-                "add images of them to train, or remove them"
+                f"add {kind.many} of them to train, or remove them"
             )
         if absent := sorted(set(classes) - filled):
-            notes.append(f"{split} has no images of {len(absent)} classes ({name_some(absent)})")
+            notes.append(f"{split} has no {kind.many} of {len(absent)} classes ({name_some(absent)})")
         samples[split] = tuple(
-            Sample(path, label) for label, name in enumerate(classes) for path in folders.images.get(name, [])
+            Sample(path, label) for label, name in enumerate(classes) for path in folders.files.get(name, [])
         )
     return Listing(
         classes=classes,
@@ -145,10 +172,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _visible(name: str) -> bool:
     return not name.startswith((".", "__"))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and _visible(path.name)
 
 
 def _unreadable(error: OSError) -> NoReturn:

@@ -1,10 +1,11 @@
-"""A dataset of image files."""
+"""A dataset of image files, and what it shares with other files that have a class."""
 
 import random
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ Transform = Callable[["Image"], Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """An image file and its class.
+    """A file and its class.
 
     Attributes:
         path: the file.
@@ -34,33 +35,36 @@ class Sample:
     label: int
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Image files with labels, as tensors ``(channels, height, width)``.
+class FileDataset(Dataset[tuple[Tensor, int]]):
+    """Files with labels, as tensors.
 
-    Indexed by an image's number, or by a number and a seed (as `EpochSampler` gives them), which makes its
+    Indexed by a file's number, or by a number and a seed (as `EpochSampler` gives them), which makes its
     random changes a function of the seed: the same in every worker and after every interruption.
 
     Args:
-        samples: the images.
-        transform: what is done to each.
-        pixels: prepared pixels of every image, ``(images, channels, height, width)``, uint8, in place of the
-            files; only for an `ImageTransform`.
+        samples: the files.
     """
 
-    def __init__(self, samples: Sequence[Sample], *, transform: Transform, pixels: Tensor | None = None) -> None:
+    def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = tuple(samples)
-        self.transform = transform
-        self.pixels = pixels
 
     @property
     def labels(self) -> list[int]:
-        """Class of every image."""
+        """Class of every file."""
         return [sample.label for sample in self.samples]
 
-    def with_transform(self, transform: Transform) -> "ImageDataset":
-        """The same images under another transform; pixels in memory are shared if they serve it too."""
-        shared = isinstance(self.transform, ImageTransform) and self.transform.prepares_like(transform)
-        return ImageDataset(self.samples, transform=transform, pixels=self.pixels if shared else None)
+    @property
+    @abstractmethod
+    def in_memory(self) -> bool:
+        """Whether no file is read any more."""
+
+    @abstractmethod
+    def with_transform(self, transform: Any) -> "FileDataset":
+        """The same files under another transform."""
+
+    @abstractmethod
+    def _load(self, index: int) -> Tensor:
+        """A file's tensor; draws from torch's and Python's generators where it changes it at random."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -78,6 +82,32 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         finally:
             torch.set_rng_state(states[0])
             random.setstate(states[1])
+
+
+class ImageDataset(FileDataset):
+    """Image files with labels, as tensors ``(channels, height, width)``.
+
+    Args:
+        samples: the images.
+        transform: what is done to each.
+        pixels: prepared pixels of every image, ``(images, channels, height, width)``, uint8, in place of the
+            files; only for an `ImageTransform`.
+    """
+
+    def __init__(self, samples: Sequence[Sample], *, transform: Transform, pixels: Tensor | None = None) -> None:
+        super().__init__(samples)
+        self.transform = transform
+        self.pixels = pixels
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether prepared pixels are kept."""
+        return self.pixels is not None
+
+    def with_transform(self, transform: Transform) -> "ImageDataset":
+        """The same images under another transform; pixels in memory are shared if they serve it too."""
+        shared = isinstance(self.transform, ImageTransform) and self.transform.prepares_like(transform)
+        return ImageDataset(self.samples, transform=transform, pixels=self.pixels if shared else None)
 
     def _load(self, index: int) -> Tensor:
         if self.pixels is not None and isinstance(self.transform, ImageTransform):

@@ -1,7 +1,7 @@
 """One door to data: ``load_data("pets", ...)`` or ``load_data("my/photos", ...)``."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adabet.data.archives import install
 from adabet.data.decode import Progress, find_unreadable, read_image
-from adabet.data.folders import list_folder
+from adabet.data.folders import IMAGES, FileKind, list_folder
 from adabet.data.images import ImageDataset, Sample, Transform, channels_of
 from adabet.data.listing import Listing, name_some
 from adabet.data.published import PUBLISHED, REMEDY
@@ -71,17 +71,12 @@ def load_data(
         OptionError: if an option makes no sense.
         StorageError: if the disk is full.
     """
-    for option, share in (("val_share", val_share), ("test_share", test_share)):
-        if not 0 < share < 1:
-            raise OptionError(f"expected {option} between 0 and 1, got {share}")
     limits = {"train": max_train, "val": max_val, "test": max_test}
-    for split, limit in limits.items():
-        if limit is not None and limit < 1:
-            raise OptionError(f"expected max_{split} of at least 1, got {limit}")
+    check_shares(val_share, test_share, limits)
     listing = _list(name_or_path, root, download, progress)
-    divided, notes = _divide(listing, seed=seed, val_share=val_share, test_share=test_share)
+    divided, notes = divide(listing, seed=seed, val_share=val_share, test_share=test_share)
     for split, limit in limits.items():
-        divided[split] = _limited(divided[split], limit, seed=seed)
+        divided[split] = limited(divided[split], limit, seed=seed)
     cached = _cache_bytes(transform_train, transform_eval, sum(map(len, divided.values())), cache)
     read = _read(divided, transform_eval, cached=cached > 0, progress=progress)
     _check_left(read, listing.classes)
@@ -100,6 +95,20 @@ def load_data(
         for split, images in read.items()
     }
     return DataSplits(**datasets, classes=listing.classes, report=report, transform_eval=transform_eval)
+
+
+def check_shares(val_share: float, test_share: float, limits: Mapping[str, int | None]) -> None:
+    """Refuse shares outside 0 to 1 and limits below 1, by split.
+
+    Raises:
+        OptionError: naming the option.
+    """
+    for option, share in (("val_share", val_share), ("test_share", test_share)):
+        if not 0 < share < 1:
+            raise OptionError(f"expected {option} between 0 and 1, got {share}")
+    for split, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise OptionError(f"expected max_{split} of at least 1, got {limit}")
 
 
 @dataclass(frozen=True)
@@ -134,10 +143,10 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adabet"
 
 
-def _divide(
-    listing: Listing, *, seed: int, val_share: float, test_share: float
+def divide(
+    listing: Listing, *, seed: int, val_share: float, test_share: float, kind: FileKind = IMAGES
 ) -> tuple[dict[str, tuple[Sample, ...]], tuple[str, ...]]:
-    """Set aside a test set and a validation set from the training images where the source has none."""
+    """Set aside a test set and a validation set from the training files where the source has none."""
     splits = {"train": listing.train}
     notes = []
     for split, given, share in (("test", listing.test, test_share), ("val", listing.val, val_share)):
@@ -149,7 +158,7 @@ def _divide(
         spare = len(images) - len(set(labels))
         if spare < 1:
             raise DataError(
-                f"every class has a single image to train on: none can be set aside to {split}; add images, "
+                f"every class has a single {kind.one} to train on: none can be set aside to {split}; add {kind.many}, "
                 f"or a {split} folder"
             )
         chosen = set(choose(labels, min(max(1, round(share * len(images))), spare), seed=seed, keep=1))
@@ -157,15 +166,15 @@ def _divide(
         splits["train"] = tuple(sample for position, sample in enumerate(images) if position not in chosen)
         missing = sorted(set(labels) - {sample.label for sample in splits[split]})
         notes.append(
-            f"{split}: {len(chosen)} images set aside from those to train on, in proportion to the classes "
+            f"{split}: {len(chosen)} {kind.many} set aside from those to train on, in proportion to the classes "
             f"(seed {seed})"
             + (f"; none of {name_some([listing.classes[label] for label in missing])}" if missing else "")
         )
     return {split: splits[split] for split in ("train", "val", "test")}, tuple(notes)
 
 
-def _limited(samples: tuple[Sample, ...], limit: int | None, *, seed: int) -> tuple[Sample, ...]:
-    """At most so many of the images, in proportion to the classes."""
+def limited(samples: tuple[Sample, ...], limit: int | None, *, seed: int) -> tuple[Sample, ...]:
+    """At most so many of the samples, in proportion to the classes."""
     if limit is None or limit >= len(samples):
         return samples
     return tuple(samples[position] for position in choose([s.label for s in samples], limit, seed=seed))

@@ -1,5 +1,6 @@
-"""Training, validation and test images, ready to be loaded."""
+"""Training, validation and test files, ready to be loaded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from adabet.data.images import ImageDataset, Transform
+from adabet.data.images import FileDataset
 from adabet.data.sampling import EpochSampler
 from adabet.errors import OptionError
 from adabet.sizes import format_size
@@ -41,7 +42,8 @@ class DataReport:
         left_out: images that cannot be read.
         ignored: files that are no images.
         notes: what else the user should know, in words.
-        cached: bytes of prepared pixels that are kept in memory.
+        cached: bytes of prepared pixels (or sound) that are kept in memory.
+        what: what the files are, in the plural.
     """
 
     name: str
@@ -51,20 +53,21 @@ class DataReport:
     ignored: int = 0
     notes: tuple[str, ...] = ()
     cached: int = 0
+    what: str = "images"
 
     def __str__(self) -> str:
         counts = ", ".join(f"{split} {count}" for split, count in self.counts.items())
-        lines = [f"{self.name}: {self.classes} classes; {counts} images"]
+        lines = [f"{self.name}: {self.classes} classes; {counts} {self.what}"]
         if self.left_out:
-            lines.append(f"{len(self.left_out)} images cannot be read and were left out:")
+            lines.append(f"{len(self.left_out)} {self.what} cannot be read and were left out:")
             lines += [f"  {image.path}: {image.reason}" for image in self.left_out[:NAMED_IN_TEXT]]
             if len(self.left_out) > NAMED_IN_TEXT:
                 lines.append(f"  and {len(self.left_out) - NAMED_IN_TEXT} more")
         if self.ignored:
-            lines.append(f"{self.ignored} files are no images and were ignored")
+            lines.append(f"{self.ignored} files are no {self.what} and were ignored")
         lines += self.notes
         if self.cached:
-            lines.append(f"{format_size(self.cached)} of prepared images are kept in memory")
+            lines.append(f"{format_size(self.cached)} of prepared {self.what} are kept in memory")
         return "\n  ".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,12 +104,12 @@ class DataSplits:
         transform_eval: the evaluation transform.
     """
 
-    train: ImageDataset
-    val: ImageDataset
-    test: ImageDataset
+    train: FileDataset
+    val: FileDataset
+    test: FileDataset
     classes: tuple[str, ...]
     report: DataReport
-    transform_eval: Transform = field(repr=False)
+    transform_eval: Callable[..., Tensor] = field(repr=False)
 
     def loaders(self, *, batch_size: int = 8, seed: int = 0, workers: int | None = None) -> Loaders:
         """Loaders of the three splits; the training one is shuffled anew in every epoch.
@@ -126,10 +129,10 @@ class DataSplits:
             raise OptionError(f"expected batch_size of at least 1, got {batch_size}")
         if workers is not None and workers < 0:
             raise OptionError(f"expected workers of at least 0, got {workers}")
-        on_files = self.train.pixels is None and torch.cuda.is_available()
+        on_files = not self.train.in_memory and torch.cuda.is_available()
         count = (WORKERS_FOR_GPU if on_files else 0) if workers is None else workers
 
-        def load(dataset: ImageDataset, sampler: EpochSampler | None) -> "DataLoader[tuple[Tensor, int]]":
+        def load(dataset: FileDataset, sampler: EpochSampler | None) -> "DataLoader[tuple[Tensor, int]]":
             return DataLoader(
                 dataset,
                 batch_size=batch_size,
@@ -155,7 +158,7 @@ class DataSplits:
             seed: of the choice.
 
         Returns:
-            Tensors ``(batch, channels, height, width)``.
+            Tensors ``(batch, channels, height, width)``, of sound as its transform gives it.
 
         Raises:
             OptionError: if there are fewer training images than asked for.

@@ -151,7 +151,7 @@ def _measure_selection(cell: Cell, site: Site, budget: int | None) -> dict[str, 
     """By how much memory rises while the method looks, with the images prepared before."""
     model = site.model(cell.seed)
     loaders = site.splits.loaders(batch_size=cell.settings.batch_size, seed=cell.seed)
-    if site.splits.train.pixels is not None:
+    if site.splits.train.in_memory:
         for loader in (loaders.train, loaders.val):
             for _ in loader:
                 pass

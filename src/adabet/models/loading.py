@@ -11,7 +11,8 @@ from torch import nn
 
 from adabet.errors import ModelError, OptionError
 from adabet.layers import find_head
-from adabet.models import from_mcu, from_timm, from_torchvision, from_transformers
+from adabet.models import audio, from_mcu, from_timm, from_torchvision, from_transformers
+from adabet.models.audio import AudioConfig
 from adabet.models.config import DataConfig
 from adabet.models.heads import check_classes
 from adabet.models.names import unknown_model
@@ -25,9 +26,10 @@ class LoadedModel:
     Attributes:
         name: what it was asked for by.
         model: the module.
-        data_config: what its images look like; None if it reads text.
+        data_config: what its images look like; None if it reads none.
         head: paths of the modules that classify; their outputs are the classes.
         notes: what the user should know, in words, such as a head that was left out.
+        audio_config: what its sound looks like; None if it reads none.
     """
 
     name: str
@@ -35,10 +37,12 @@ class LoadedModel:
     data_config: DataConfig | None
     head: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    audio_config: AudioConfig | None = None
 
     def __str__(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
         size = f", {self.data_config.input_size[1]} px images" if self.data_config else ""
+        size += f", {self.audio_config}" if self.audio_config else ""
         head = ", ".join(self.head) or "none"
         return "\n  ".join((f"{self.name}: {count:,} parameters, head {head}{size}", *self.notes))
 
@@ -64,7 +68,8 @@ def load_model(
 
     Args:
         name: ``"timm/..."``, ``"torchvision/..."``, ``"hf/..."`` (a name on the hub or a local folder),
-            ``"mcu/..."`` (the three nets of Sparse Update), ``"demo"``, or a folder that timm or transformers wrote.
+            ``"mcu/..."`` (the three nets of Sparse Update), ``"audio/mel-cnn"`` or ``"audio/raw-cnn"`` (for sound),
+            ``"demo"``, or a folder that timm or transformers wrote.
         num_classes: outputs of the head; None keeps what the weights or the architecture have.
         weights: a local safetensors file (for ``mcu`` with its json beside it); for ``hf`` a folder.
         pretrained: fetch the library's own weights (the demo's are always there).
@@ -92,7 +97,7 @@ def load_model(
     if weights is not None:
         refuse_pickle(Path(weights))
     library, rest = _resolve(str(name))
-    model, data_config, notes = BUILDERS[library](
+    model, config, notes = BUILDERS[library](
         rest,
         num_classes=num_classes,
         weights=None if weights is None else Path(weights),
@@ -100,13 +105,20 @@ def load_model(
         image_size=image_size,
         arguments=model_arguments,
     )
-    if data_config is not None:
-        data_config = data_config.replaced(
+    if isinstance(config, DataConfig):
+        config = config.replaced(
             image_size=image_size, mean=mean, std=std, interpolation=interpolation, crop_pct=crop_pct
         )
     elif any(option is not None for option in (image_size, mean, std, interpolation, crop_pct)):
-        raise OptionError(f"{name} reads text: it takes no image_size, mean, std, interpolation or crop_pct")
-    return LoadedModel(str(name), model, data_config, find_head(model), notes)
+        raise OptionError(f"{name} reads no images: it takes no image_size, mean, std, interpolation or crop_pct")
+    return LoadedModel(
+        str(name),
+        model,
+        data_config=config if isinstance(config, DataConfig) else None,
+        head=find_head(model),
+        notes=notes,
+        audio_config=config if isinstance(config, AudioConfig) else None,
+    )
 
 
 def _resolve(name: str) -> tuple[str, str]:
@@ -124,7 +136,8 @@ def _resolve(name: str) -> tuple[str, str]:
     if folder.is_absolute() or name.startswith("."):
         raise ModelError(f"expected a folder that timm or transformers wrote, got {name}, which is none")
     refuse_pickle(folder)
-    known = ["demo", *from_mcu.known_names(), *from_timm.known_names(), *from_torchvision.known_names()]
+    libraries = (audio, from_mcu, from_timm, from_torchvision)
+    known = ["demo", *(known for library in libraries for known in library.known_names())]
     raise unknown_model(name, known)
 
 
@@ -156,11 +169,12 @@ def _demo(
     return model, DataConfig((1, 24, 24), mean=(0.0,), std=(1.0,), interpolation="bilinear", crop_pct=1.0), ()
 
 
-BUILDERS: dict[str, Callable[..., tuple[nn.Module, DataConfig | None, tuple[str, ...]]]] = {
+BUILDERS: dict[str, Callable[..., tuple[nn.Module, DataConfig | AudioConfig | None, tuple[str, ...]]]] = {
     "timm": from_timm.build,
     "torchvision": from_torchvision.build,
     "hf": from_transformers.build,
     "mcu": from_mcu.build,
+    "audio": audio.build,
     "demo": _demo,
 }
 """Who builds the models whose names begin so; each takes the same keywords."""

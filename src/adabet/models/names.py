@@ -4,7 +4,7 @@ import difflib
 
 from adabet.errors import UnknownNameError
 
-FORMS = ("demo", "timm/NAME", "torchvision/NAME", "hf/NAME", "mcu/NAME", "a folder")
+FORMS = ("demo", "timm/NAME", "torchvision/NAME", "hf/NAME", "mcu/NAME", "audio/NAME", "a folder")
 
 
 def unknown_model(name: str, known: list[str]) -> UnknownNameError:

@@ -22,7 +22,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/selection.py
 
 docs: .venv/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -31,7 +31,8 @@ def betti_one(distances: Tensor, *, min_persistence: float | None = None) -> Ten
 
     Counts the H1 bars of positive length, exactly: edges with an empty lune (those of the relative
     neighbourhood graph) minus the ``n - 1`` edges of a spanning tree, with lengths that tie with a
-    triangle's corrected by ranks over GF(2). No triangle inequality is needed.
+    triangle's corrected by ranks over GF(2). No triangle inequality is needed. Above 25 points `torch.cdist` gives a
+    zero diagonal only with ``compute_mode="donot_use_mm_for_euclid_dist"``.
 
     Args:
         distances: pairwise distances, ``(..., n, n)``, symmetric, zero diagonal, any unit; float16 and
@@ -110,7 +111,10 @@ def _complaint(cloud: Tensor) -> str:
     if (cloud < 0).any():
         return "holds a negative distance; distances must be >= 0"
     if cloud.diagonal().any():
-        return "has a non-zero diagonal; the distance of a point to itself must be 0"
+        return (
+            "has a non-zero diagonal; the distance of a point to itself must be 0 (torch.cdist needs "
+            "compute_mode='donot_use_mm_for_euclid_dist' for that)"
+        )
     return "is not exactly symmetric; average it with its transpose"
 
 

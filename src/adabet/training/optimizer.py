@@ -25,9 +25,8 @@ class SGDW(torch.optim.SGD):
         momentum: factor of the running sum of gradients.
         weight_decay: decay per step in units of the learning rate.
 
-    Source: Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 1; the decay is multiplied by the
-        learning
-    rate as in `torch.optim.AdamW`.
+    Source: Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 1; the decay is multiplied by the learning rate as
+    in `torch.optim.AdamW`.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.tensor([2.0]))

@@ -153,6 +153,16 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def one_thread():
+    """As in the other processes: sums over threads have other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_fit_goes_on_as_if_it_had_not_been(tmp_path, runs):
     folder = runs / "killed"
     early = adabet.load_delta(net_without_dropout(), folder / "delta")

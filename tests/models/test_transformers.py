@@ -90,7 +90,7 @@ def test_text(tmp_path):
     loaded = load_model(f"hf/{tmp_path}", num_classes=4)
     assert loaded.data_config is None
     assert loaded.model(torch.ones(2, 3, dtype=torch.long)).logits.shape == (2, 4)
-    with pytest.raises(OptionError, match="reads text"):
+    with pytest.raises(OptionError, match="reads no images"):
         load_model(f"hf/{tmp_path}", image_size=32)
 
 

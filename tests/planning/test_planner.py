@@ -110,6 +110,15 @@ def test_everything_trains_at_once_where_there_is_room(resnet):
     assert not found.recompute
 
 
+def test_the_method_looks_at_other_batches_if_they_are_given(resnet):
+    labelled, others = batches(), [torch.rand(8, 3, 96, 96) ** 4 for _ in range(5)]
+    limits = {"memory": "2GB", "layer_ratio": 0.3, "normalize": "none"}  # b1 alone: it depends on the samples
+    chosen = adabet.rank(resnet, others, normalize="none").select(layer_ratio=0.3)
+    found = plan(resnet, labelled[:1], unlabelled=others, **limits)
+    assert set(found.selection.layers) == set(chosen.layers)
+    assert set(plan(resnet, labelled, **limits).selection.layers) != set(chosen.layers)
+
+
 def test_layer_ratio_is_a_limit(resnet):
     found = plan(resnet, batches(), memory="2GB", layer_ratio=0.2)
     assert len(found.selection.layers) == max(1, int(0.2 * found.selection.candidates))

@@ -43,6 +43,7 @@ def command(
 ) -> None:
     """Find the best selection that trains within a memory budget, and how."""
     from adabet.files import write_text
+    from adabet.methods import find_method
     from adabet.models import new_head
     from adabet.planning import plan
     from adabet.planning.options import CHANNEL_RATIOS
@@ -66,6 +67,7 @@ def command(
         found = plan(
             loaded.model,
             splits.loaders(batch_size=batch_size, seed=seed).train,
+            unlabelled=None if find_method(method).labelled else setup.unlabelled(splits, samples, seed),
             memory=memory,
             method=method,
             layer_ratio=layer_ratio,

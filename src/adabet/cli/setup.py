@@ -14,6 +14,8 @@ from adabet.errors import CheckpointError, ModelError, OptionError
 from adabet.models import AudioConfig, DataConfig, LoadedModel
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adabet.data import DataSplits, LeftOut
 
 Model = Annotated[
@@ -228,6 +230,11 @@ def labelled_splits(
             )
     err.print(str(splits.report), soft_wrap=True)
     return splits
+
+
+def unlabelled(splits: "DataSplits", samples: int, seed: int) -> "list[Tensor]":
+    """Batches of training samples for a method that needs no labels; all of them if there are fewer than asked for."""
+    return splits.unlabelled(samples=min(samples, len(splits.train)), seed=seed)
 
 
 def read_file(path: Path) -> str:

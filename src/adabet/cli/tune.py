@@ -104,7 +104,9 @@ def command(
         elif memory is not None:
             chosen = plan(
                 loaded.model,
-                loaders.train,
+                # not the loader that trains: its order of samples is to be that of a run without a budget
+                splits.loaders(batch_size=batch_size, seed=seed).train,
+                unlabelled=None if entry.labelled else setup.unlabelled(splits, samples, seed),
                 memory=memory,
                 method=method,
                 layer_ratio=1.0 if layer_ratio is None else layer_ratio,
@@ -121,7 +123,7 @@ def command(
                 options |= {"channels": ratio, "axis": axis}
             ranking = rank(
                 loaded.model,
-                splits.unlabelled(samples=min(samples, len(splits.train)), seed=seed),
+                setup.unlabelled(splits, samples, seed),
                 method=method,
                 seed=seed,
                 progress=progress,

@@ -45,6 +45,7 @@ def plan(
     optimizer: str | OptimizerFactory = "sgd momentum",
     loss: Loss | None = None,
     micro_batch: int | None = None,
+    unlabelled: Iterable[Any] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Plan:
@@ -76,6 +77,7 @@ def plan(
         loss: see `measure_memory`.
         micro_batch: samples that are in memory at once whatever the plan says, where somebody else's loop makes the
             batches: what does not fit then are layers. None: one sample, or as many as there is room for.
+        unlabelled: batches that the method looks at in place of those; one that needs labels has to find them here.
         seed: of the method.
         options: of the method, see `rank`.
 
@@ -102,7 +104,7 @@ def plan(
     if micro_batch is not None and micro_batch < 1:
         raise OptionError(f"expected micro_batch of at least 1 sample, got {micro_batch}")
     settings = Settings(layer_ratio, tuple(channel_ratios), axis, time_ratio, profile)
-    held = list(_first(batches, samples=options.get("samples", 40)))
+    held = list(_first(batches, samples=options.get("samples", 40) if unlabelled is None else 1))
     trials = Trials(model, held[0], budget, optimizer, loss, unit=micro_batch or 1)
     head = rank(model, held, method="head", **_shared(options)).select()
     base = trials.run(head, micro_batch=1)
@@ -114,7 +116,7 @@ def plan(
         )
     ranking = rank(
         model,
-        held,
+        held if unlabelled is None else unlabelled,
         method=method,
         seed=seed,
         loss=loss,

@@ -1,11 +1,5 @@
 """Two processes of the real Trainer (gloo) against one with the double batch."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,8 +7,8 @@ from safetensors.torch import load_file
 import adabet
 from adabet.integrations.transformers import DELTA, AdaBetCallback
 from tests.integrations.trainers import SAVING, Texts, bert, collate_texts, make_trainer, same, weights_of
+from tests.two_processes import run_two
 
-ROOT = Path(__file__).parents[2]
 PLAIN = {"optim": "sgd", "learning_rate": 0.1, "average_tokens_across_devices": False}
 """Adam would blow up rounding where a gradient is zero in truth; and averaging over tokens has the stock trainer
 multiply a classifier's loss, which is none over tokens, by the number of processes."""
@@ -60,35 +54,9 @@ def choose(model, layer_ratio=0.3):
     return adabet.select("adabet", model, [batch], layer_ratio=layer_ratio)
 
 
-def run_two(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-
-
 @pytest.mark.slow
 def test_act_as_one_with_the_double_batch(tmp_path):
-    run_two(tmp_path)
+    run_two(PROGRAM, str(tmp_path))
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert same(first, second)
     model = bert(**NO_DROPOUT)

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from tests.training.nets import make_loaders, make_net
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LONG = "a-class-or-layer-whose-name-goes-on-and-on-without-any-place-to-break-it-" * 3
 
 
@@ -25,17 +23,6 @@ def axe():
     """The accessibility checker, from the npm package axe-core."""
     places = [os.environ.get("ADABET_AXE", ""), "node_modules/axe-core/axe.min.js"]
     return next((Path(place) for place in places if place and Path(place).is_file()), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,5 @@
 """Precision and processes on accelerate."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -15,6 +9,7 @@ from torch import nn
 from adabet.errors import OptionError
 from adabet.training import fit
 from tests.training.nets import choose_last, make_loaders, make_net, same, weights_of
+from tests.two_processes import run_two
 
 
 def dtypes_while_training(mixed_precision):
@@ -116,36 +111,10 @@ accelerator.end_training()
 """
 
 
-def run_two(folder: Path, *arguments: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        "ACCELERATE_USE_CPU": "true",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder), *arguments],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-
-
 @pytest.mark.slow
 def test_two_processes_act_as_one_with_the_double_batch(tmp_path):
     """Heads drawn differently, seeds different: the main process's count; the step is that of the joint batch."""
-    run_two(tmp_path)
+    run_two(PROGRAM, str(tmp_path), ACCELERATE_USE_CPU="true")
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert same(first, second)
 
@@ -166,5 +135,5 @@ def test_two_processes_act_as_one_with_the_double_batch(tmp_path):
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(first[name], tensor)
 
-    run_two(tmp_path, "resume")
+    run_two(PROGRAM, str(tmp_path), "resume", ACCELERATE_USE_CPU="true")
     assert same(load_file(tmp_path / "1.safetensors"), first)

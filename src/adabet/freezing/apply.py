@@ -33,7 +33,7 @@ class Applied:
         self._settle_batch_norms(batch_norm)
         try:
             self._slice()
-        except Exception:
+        except BaseException:  # an interrupt too: the model is the user's again
             self.restore()
             raise
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adabet.experiments.reproduce.accuracy import how, lines_of, problems, run_pairs
+from adabet.experiments.reproduce.accuracy import how, lines_of, peak_of, problems, result_of, run_pairs
 from adabet.experiments.reproduce.local import described, find_place
 from adabet.experiments.reproduce.picture import new_figure, quiet, save
 from adabet.experiments.reproduce.published import LAYER_RATIO, SEEDS, SETTINGS
@@ -57,19 +57,14 @@ def make(task: Task) -> Found:
 
 
 def _row(model: str, data: str, line: Any) -> Row:
-    summary = line.summary
     times = [outcome.selection_seconds for outcome in line.outcomes if outcome.selection_seconds is not None]
     return {
         "model": model,
         "data": data,
         "variant": line.entry.method.label,
-        "seeds": 0 if summary is None else summary.count,
-        "learning_rate": line.learning_rate,
-        "accuracy": None if summary is None else 100 * summary.mean,
-        "std": None if summary is None or summary.std is None else 100 * summary.std,
-        "peak_mb": None if line.peak is None else line.peak / 1e6,
+        **result_of(line),
+        "peak_mb": peak_of(line),
         "selection_seconds": statistics.median(times) if times else None,
-        "problem": line.problem,
     }
 
 

@@ -7,7 +7,7 @@ from adabet.experiments.grid import LEARNING_RATES, Grid
 from adabet.experiments.pools import LocalPool
 from adabet.experiments.reproduce.local import Place, smaller
 from adabet.experiments.reproduce.published import DATA, LAYER_RATIO, METHODS, MODELS, SEEDS, SETTINGS, learning_rate
-from adabet.experiments.reproduce.task import Task
+from adabet.experiments.reproduce.task import Row, Task
 from adabet.experiments.results import EntryResult, GridResults
 from adabet.experiments.runner import Report, compare
 from adabet.experiments.specs import DataSpec, MethodSpec, ModelSpec, Settings, Share
@@ -94,3 +94,20 @@ def lines_of(found: Sequence[GridResults]) -> list[tuple[ModelSpec, DataSpec, En
 def problems(found: Sequence[GridResults]) -> tuple[str, ...]:
     """A note for each line that has no result."""
     return tuple(f"{line.entry}: {line.problem}" for _, _, line in lines_of(found) if line.problem)
+
+
+def result_of(line: EntryResult) -> Row:
+    """A line's learning rate, accuracy on test over its seeds in %, and what went wrong, as columns."""
+    summary = line.summary
+    return {
+        "seeds": 0 if summary is None else summary.count,
+        "learning_rate": line.learning_rate,
+        "accuracy": None if summary is None else 100 * summary.mean,
+        "std": None if summary is None or summary.std is None else 100 * summary.std,
+        "problem": line.problem,
+    }
+
+
+def peak_of(line: EntryResult) -> float | None:
+    """A step's measured peak in MB of 1e6 bytes."""
+    return None if line.peak is None else line.peak / 1e6

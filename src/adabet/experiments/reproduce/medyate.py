@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adabet.experiments.reproduce.accuracy import how, lines_of, problems, run_pairs
+from adabet.experiments.reproduce.accuracy import how, lines_of, problems, result_of, run_pairs
 from adabet.experiments.reproduce.local import LOCAL, Place, described, find_place
 from adabet.experiments.reproduce.medyate_published import (
     ACCURACIES,
@@ -141,7 +141,7 @@ def _count(loaded: LoadedModel) -> tuple[int, int | None]:
 
 
 def _row(model: ModelSpec, data: DataSpec, line: Any, units: int) -> Row:
-    summary, method = line.summary, line.entry.method.label
+    method = line.entry.method.label
     on_their_data = model.label == "MbV2-w0.35" and data.label in DATA
     mean, std = ACCURACIES[method][DATA.index(data.label)] if on_their_data else (None, None)
     return {
@@ -149,14 +149,10 @@ def _row(model: ModelSpec, data: DataSpec, line: Any, units: int) -> Row:
         "data": data.label,
         "method": method,
         "units": None if method == "Baseline" else units,
-        "seeds": 0 if summary is None else summary.count,
-        "learning_rate": line.learning_rate,
-        "accuracy": None if summary is None else 100 * summary.mean,
-        "std": None if summary is None or summary.std is None else 100 * summary.std,
+        **result_of(line),
         "published": mean,
         "published_std": std,
         "published_average": AVERAGES[method],
-        "problem": line.problem,
     }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adabet.experiments.reproduce.accuracy import how, lines_of, problems, run_pairs
+from adabet.experiments.reproduce.accuracy import how, lines_of, peak_of, problems, result_of, run_pairs
 from adabet.experiments.reproduce.local import described, find_place
 from adabet.experiments.reproduce.picture import LINES, MARKS, add_legend, name_panel, new_figure, quiet, save
 from adabet.experiments.reproduce.published import SEEDS, SETTINGS
@@ -54,19 +54,15 @@ def make(task: Task) -> Found:
 
 
 def _row(model: str, data: str, line: Any) -> Row:
-    summary, share = line.summary, line.entry.share
+    share = line.entry.share
     return {
         "model": model,
         "data": data,
         "method": line.entry.method.label,
         "layer_ratio": None if share is None else share.layer_ratio,
-        "seeds": 0 if summary is None else summary.count,
-        "learning_rate": line.learning_rate,
-        "accuracy": None if summary is None else 100 * summary.mean,
-        "std": None if summary is None or summary.std is None else 100 * summary.std,
+        **result_of(line),
         "parameters": line.outcomes[0].parameters if line.outcomes else None,
-        "peak_mb": None if line.peak is None else line.peak / 1e6,
-        "problem": line.problem,
+        "peak_mb": peak_of(line),
     }
 
 

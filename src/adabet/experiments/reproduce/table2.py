@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adabet.experiments.reproduce.accuracy import how, lines_of, problems, run_sixteen
+from adabet.experiments.reproduce.accuracy import how, lines_of, problems, result_of, run_sixteen
 from adabet.experiments.reproduce.local import described, find_place
 from adabet.experiments.reproduce.picture import new_figure, save
 from adabet.experiments.reproduce.published import (
@@ -37,18 +37,14 @@ def make(task: Task) -> Found:
     found = run_sixteen(task, place)
     rows: list[Row] = []
     for model, data, line in lines_of(found):
-        summary, method = line.summary, line.entry.method.label
+        method = line.entry.method.label
         rows.append(
             {
                 "model": model.label,
                 "data": data.label,
                 "method": method,
-                "seeds": 0 if summary is None else summary.count,
-                "learning_rate": line.learning_rate,
-                "accuracy": None if summary is None else 100 * summary.mean,
-                "std": None if summary is None or summary.std is None else 100 * summary.std,
+                **result_of(line),
                 "published": ACCURACIES.get((model.label, data.label, method)),
-                "problem": line.problem,
             }
         )
     rows += averages(rows)

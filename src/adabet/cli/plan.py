@@ -47,7 +47,9 @@ def command(
     from adabet.models import new_head
     from adabet.planning import plan
     from adabet.planning.options import CHANNEL_RATIOS
+    from adabet.sizes import parse_size
 
+    parse_size(memory)  # a wrong one is told before the data is read
     options = setup.method_options(
         method, option, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
     )

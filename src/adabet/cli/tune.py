@@ -74,8 +74,11 @@ def command(
     from adabet.ranking import Ranking
     from adabet.report.task import Task, keep_task
     from adabet.selection import Selection
+    from adabet.sizes import parse_size
     from adabet.training import TerminalProgress, evaluate, fit
 
+    if memory is not None:
+        parse_size(memory)  # a wrong one is told before the data is read
     options = setup.method_options(
         method, option, samples=samples, normalize=normalize, samples_in_memory=samples_in_memory, sketch=sketch
     )

@@ -5,6 +5,7 @@ the nearest to the true one: off by 1/22 at most (1/14 for hardswish), and by no
 the identity. So an element's gradient is off by at most that part of the gradient that comes in.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -116,6 +117,7 @@ def _activate(x: Tensor, curve: Curve, grid: Grid, *, in_place: bool = False) ->
 def _coarse_rule(operation: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a function as the stand-in for an operation in the low-bit mode."""
 
+    @functools.wraps(operation)
     def stock(*args: Any, **options: Any) -> Tensor:
         return operation(*args, **options)
 

@@ -1,9 +1,8 @@
 """The pages in headless Chromium, at the width of a phone and of a desk, in both schemes."""
 
 import itertools
-import os
 from contextlib import contextmanager
-from pathlib import Path
+from importlib.resources import files
 
 import pytest
 
@@ -18,11 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 
 LONG = "a-class-or-layer-whose-name-goes-on-and-on-without-any-place-to-break-it-" * 3
 
-
-def axe():
-    """The accessibility checker, from the npm package axe-core."""
-    places = [os.environ.get("ADABET_AXE", ""), "node_modules/axe-core/axe.min.js"]
-    return next((Path(place) for place in places if place and Path(place).is_file()), None)
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+"""The accessibility checker."""
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +60,8 @@ def test_nothing_is_wider_than_the_page_and_nothing_is_said(browser, pages, name
     [("run", 390, "dark"), ("run", 1280, "light"), ("grid", 390, "light"), ("grid", 1280, "dark")],
 )
 def test_axe_finds_nothing(browser, pages, name, width, scheme):
-    checker = axe()
-    if checker is None:
-        pytest.skip("needs axe-core: npm install --no-save axe-core, or ADABET_AXE=its axe.min.js")
     with opened(browser, pages[name], width, scheme) as (page, _):
-        page.evaluate(checker.read_text(encoding="utf-8"))
+        page.evaluate(AXE)
         found = page.evaluate("axe.run()")["violations"]
     assert [(item["id"], [node["target"] for node in item["nodes"]]) for item in found] == []
 

@@ -114,6 +114,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-train", type=int)
     parser.add_argument("--max-val", type=int)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--head-lr-factor", type=float, default=1.0)
     parser.add_argument("--layer-ratio", type=float, default=0.1)
     parser.add_argument("--methods", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--option", action="append", default=[], metavar="METHOD:NAME=VALUE")
@@ -258,6 +259,7 @@ class Comparison:
                     loaders.train,
                     loaders.val,
                     lr=lr,
+                    head_lr_factor=self.options.head_lr_factor,
                     epochs=self.options.epochs,
                     seed=seed,
                     run_dir=Path(folder) / "run",

@@ -26,6 +26,7 @@ from tests.experiments.grids import make_grid
         ({"epoch": 3}, "a grid takes no 'epoch'"),
         ({"epochs": 0}, "epochs of at least 1, got 0"),
         ({"epochs": "three"}, "epochs of at least 1, got 'three'"),
+        ({"head_lr_factor": 0.0}, "head_lr_factor to be a number above 0, got 0.0"),
         ({"seeds": 0}, "at least one of seeds"),
         ({"seeds": [1, 1]}, "'1' twice"),
         ({"seeds": [-1]}, "seeds of whole numbers from 0"),
@@ -76,6 +77,7 @@ def test_comes_back_from_json():
         budgets=["adabet:0.1"],
         layer_ratios=[0.3],
         epochs=7,
+        head_lr_factor=10.0,
     )
     again = Grid.from_dict(json.loads(json.dumps(grid.to_dict())))
     assert again == grid

@@ -191,6 +191,23 @@ def test_the_learning_rate_follows_the_cosine_step_by_step():
     assert [record.learning_rate for record in result.history] == [seen[5], seen[11]]
 
 
+def test_the_head_learns_at_its_own_rate():
+    moved = []
+    for options in ({}, {"head_lr_factor": 10.0}):
+        model = make_net()
+        model.drop.p = 0.0
+        before = weights_of(model)
+        loader = [next(iter(DataLoader(make_data(), 8)))]  # one step
+        result = fit(model, loader, None, choose_last(model), lr=0.01, epochs=1, optimizer="sgd", **options)
+        assert result.last.learning_rate == pytest.approx(0.01)
+        moved.append({name: after - before[name] for name, after in weights_of(model).items()})
+    assert moved[0]["head.weight"].any()
+    assert moved[0]["conv2.weight"].any()
+    for name in moved[0]:
+        factor = 10 if name.startswith("head") else 1
+        torch.testing.assert_close(moved[1][name], factor * moved[0][name], atol=1e-6, rtol=1e-3)
+
+
 def test_slices_of_a_batch_give_the_whole_batchs_step():
     finals = []
     for micro_batch in (None, 3):
@@ -454,6 +471,7 @@ def test_a_run_that_never_started_leaves_no_folder(tmp_path):
         ({"optimizer": "sgdd"}, "unknown optimizer 'sgdd'; did you mean 'sgd"),
         ({"schedule": "linear"}, "unknown schedule 'linear'"),
         ({"lr": -1.0}, "expected lr to be a number from 0 up"),
+        ({"head_lr_factor": math.inf}, "expected head_lr_factor to be a number above 0, got inf"),
         ({"micro_batch": 0}, "expected micro_batch of at least 1 sample, got 0"),
         ({"batch_norm": "frozen"}, "expected batch_norm to be 'eval' or 'train', got 'frozen'"),
         ({"monitor": "f1"}, "expected monitor to be one of loss, accuracy; got 'f1'"),

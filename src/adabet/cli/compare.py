@@ -44,6 +44,9 @@ def command(
     seeds: Annotated[Text, typer.Option(help="How many, or which with commas; default 3.")] = None,
     lr: Annotated[Text, typer.Option(help="Candidates, with commas; default 0.0003 to 0.03.")] = None,
     search: Annotated[Text, typer.Option(help="Learning rate by 'uphill' (first seed) or 'all' (all seeds).")] = None,
+    head_lr_factor: Annotated[
+        float | None, typer.Option(help="The head's learning rate in units of all else's; default 1.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images; default 5.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step; default 8.")] = None,
     optimizer: Annotated[Text, typer.Option(help="sgdw (default), sgd, adam or adamw.")] = None,
@@ -81,6 +84,7 @@ def command(
         "seeds": _seeds(seeds),
         "learning_rates": _numbers("--lr", lr),
         "search": search,
+        "head_lr_factor": head_lr_factor,
         "epochs": epochs,
         "batch_size": batch_size,
         "optimizer": optimizer,

@@ -60,8 +60,8 @@ class Stopwatch:
 def fit_options(cell: Cell) -> dict[str, Any]:
     """How the cell trains: the grid's settings, and before them what its method wants."""
     settings = cell.settings
-    grid = {"optimizer": settings.optimizer, "weight_decay": settings.weight_decay, "momentum": settings.momentum}
-    return grid | dict(cell.method.fit)
+    names = ("optimizer", "weight_decay", "momentum", "head_lr_factor")
+    return {name: getattr(settings, name) for name in names} | dict(cell.method.fit)
 
 
 def look(cell: Cell, model: nn.Module, site: Site, budget: int | None) -> Ranking | Selection | None:

@@ -9,11 +9,12 @@ from typing import Any
 from adabet.errors import OptionError, UnknownNameError
 from adabet.methods import Method, Request, find_method
 from adabet.sizes import parse_size
+from adabet.training.optimizer import check_head_lr_factor
 
 FIT_OPTIONS = frozenset(
     {
         *("optimizer", "momentum", "weight_decay", "schedule", "batch_norm", "early_stop", "keep", "micro_batch"),
-        *("lean", "recompute", "mixed_precision"),
+        *("lean", "recompute", "mixed_precision", "head_lr_factor"),
     }
 )
 """What a method may tell `adabet.fit` beside its own options."""
@@ -193,6 +194,7 @@ class Settings:
         optimizer: see `adabet.fit`.
         weight_decay: see `adabet.fit`.
         momentum: see `adabet.fit`.
+        head_lr_factor: see `adabet.fit`.
     """
 
     epochs: int = 5
@@ -200,11 +202,13 @@ class Settings:
     optimizer: str = "sgdw"
     weight_decay: float = 5e-4
     momentum: float = 0.9
+    head_lr_factor: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise OptionError(f"expected {name} of at least 1, got {getattr(self, name)!r}")
+        check_head_lr_factor(self.head_lr_factor)
 
 
 def ranks_by_ratio(method: Method) -> bool:

@@ -101,6 +101,7 @@ def _asked(results: GridResults) -> Markup:
         ("how much may train", ", ".join(_share(share.layer_ratio, str(share)) for share in grid.shares)),
         ("learning rates", ", ".join(f"{rate:g}" for rate in grid.learning_rates)),
         ("search of the rate", search.get(grid.search, grid.search) if len(grid.learning_rates) > 1 else None),
+        ("head's learning rate", f"{settings.head_lr_factor:g} times" if settings.head_lr_factor != 1 else None),
         ("seeds", ", ".join(map(str, grid.seeds))),
         ("epochs", str(settings.epochs)),
         ("batch size", str(settings.batch_size)),

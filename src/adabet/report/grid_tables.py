@@ -13,7 +13,9 @@ from adabet.report.page import code, paragraphs
 from adabet.report.plots.scatter import Point, frontier
 from adabet.report.words import NO_BREAK, duration, signed, size_text
 
-TUNE_OPTIONS = frozenset({"optimizer", "weight_decay", "early_stop", "micro_batch", "mixed_precision"})
+TUNE_OPTIONS = frozenset(
+    {"optimizer", "weight_decay", "head_lr_factor", "early_stop", "micro_batch", "mixed_precision"}
+)
 """Options of `adabet.fit` that `adabet tune` has too."""
 
 
@@ -124,7 +126,8 @@ def commands_of(group: Sequence[EntryResult], seed: int, reference: str) -> Mark
 def _command(line: EntryResult, seed: int) -> str:
     entry, settings = line.entry, line.runs[0].cell.settings
     model = entry.model
-    fit = {"optimizer": settings.optimizer, "weight_decay": settings.weight_decay} | dict(entry.method.fit)
+    names = ("optimizer", "weight_decay", *(["head_lr_factor"] if settings.head_lr_factor != 1 else []))
+    fit = {name: getattr(settings, name) for name in names} | dict(entry.method.fit)
     options: dict[str, Any] = {
         "method": entry.method.method,
         "layer_ratio": None if entry.share is None else entry.share.layer_ratio,

@@ -53,6 +53,7 @@ class Course:
         batch_norm: see `adabet.apply`.
         processes: the main one's choice is everybody's.
         dynamic: the method that selects again, or None.
+        head_lr_factor: the head's learning rate in units of all else's.
 
     Attributes:
         turn: what trains.
@@ -68,12 +69,14 @@ class Course:
         batch_norm: str,
         processes: Processes,
         dynamic: Dynamic | None = None,
+        head_lr_factor: float = 1.0,
     ) -> None:
         self.model = model
         self.dynamic = dynamic
         self.touched: dict[str, None] = {}
         self.records: list[TurnRecord] = []
         self._factory, self._batch_norm, self._processes = factory, batch_norm, processes
+        self._head_lr_factor = head_lr_factor
         self._applied: Applied | None = None
         self._trained: dict[str, Trained] = {}
         self._fresh = False
@@ -87,6 +90,14 @@ class Course:
     def parameters(self) -> list[Tensor]:
         """The tensors that train now."""
         return [item.parameter for item in self._trained.values()]
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest one now, the head's apart; the head's where nothing else trains."""
+        head = {id(self._trained[name].parameter) for name in self.selection.head}
+        groups = self.optimizer.param_groups
+        layers = [group["lr"] for group in groups if any(id(parameter) not in head for parameter in group["params"])]
+        return float(max(layers or [group["lr"] for group in groups]))
 
     def take(self, turn: Turn) -> None:
         """Start with a turn that was made before the run."""
@@ -128,7 +139,9 @@ class Course:
         self._trained = trained_parameters(self.model, self.selection.parameters)
         if not self._trained:
             raise LayerError("the selection leaves nothing to train; choose layers, or let the head train")
-        self.optimizer = make_optimizer(self._factory, self._trained, self.turn.rates)
+        head = dict.fromkeys(self.selection.head, self._head_lr_factor)
+        rates = {name: self.turn.rates.get(name, 1.0) * head.get(name, 1.0) for name in self._trained}
+        self.optimizer = make_optimizer(self._factory, self._trained, rates)
 
     def switch(self, moment: Moment) -> tuple[str, ...]:
         """Let the method choose again, and go on with the optimizer's state of what stays.

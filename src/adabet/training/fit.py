@@ -24,7 +24,7 @@ from adabet.training.delta import load_delta
 from adabet.training.evaluation import Metric, modes_kept
 from adabet.training.loop import Training
 from adabet.training.objective import loss_for
-from adabet.training.optimizer import OptimizerFactory, optimizer_factory
+from adabet.training.optimizer import OptimizerFactory, check_head_lr_factor, optimizer_factory
 from adabet.training.processes import Processes
 from adabet.training.progress import Progress
 from adabet.training.random_state import random_state_kept, seed_everything
@@ -68,6 +68,7 @@ def fit(
     monitor: str | None = None,
     optimizer: str | OptimizerFactory = "sgdw",
     lr: float = 1e-3,
+    head_lr_factor: float = 1.0,
     weight_decay: float = 5e-4,
     momentum: float = 0.9,
     schedule: str | Schedule = "cosine",
@@ -127,6 +128,8 @@ def fit(
         optimizer: ``"sgdw"``, ``"sgd"``, ``"adam"``, ``"adamw"``, or a function that makes one from a list of
             parameters and brings its own options.
         lr: learning rate at the start.
+        head_lr_factor: the head's learning rate in units of ``lr``, above 0. The paper's is 1; a new head on
+            pre-trained layers often does better with 10.
         weight_decay: for optimizers by name.
         momentum: for ``"sgdw"`` and ``"sgd"``.
         schedule: ``"cosine"``, ``"constant"``, or ``schedule(step, steps)`` that gives the factor on the
@@ -170,6 +173,7 @@ def fit(
         raise OptionError("expected a plan without micro_batch, recompute, lean and batch_norm: the plan says them")
     if memory is not None and (not lean or batch_norm != "eval"):
         raise OptionError("expected lean and batch_norm='eval' with memory: budgets are measured that way")
+    check_head_lr_factor(head_lr_factor)
     rate = find_schedule(schedule)
     check_options(
         epochs=epochs,
@@ -217,7 +221,7 @@ def fit(
     processes.take_mains(stored_tensors(model).values())
     seed_everything(seed + processes.index)
     buffers = BufferWatch.of(model)
-    course = Course(model, make_optimizer, batch_norm=batch_norm, processes=processes)
+    course = Course(model, make_optimizer, batch_norm=batch_norm, processes=processes, head_lr_factor=head_lr_factor)
     checkpoint = checkpoint_of(run)
     with random_state_kept([train_loader], processes.device):
         way = chooser.choose(model, train_loader, run, processes)

@@ -187,7 +187,7 @@ class Training:
             train_loss=train_loss,
             val_loss=measured.pop("loss", None),
             val_metrics=measured,
-            learning_rate=max(group["lr"] for group in self.course.optimizer.param_groups),
+            learning_rate=self.course.learning_rate,
             seconds=time.perf_counter() - started,
             peak_memory=torch.cuda.max_memory_allocated(self.processes.device) if on_gpu else None,
         )

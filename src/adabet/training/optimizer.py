@@ -1,5 +1,6 @@
 """Optimizers by name; the paper's is SGD with decoupled weight decay."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -62,6 +63,16 @@ class SGDW(torch.optim.SGD):
         return loss
 
 
+def check_head_lr_factor(factor: float) -> None:
+    """Make sure that the head's learning rate is a sensible multiple of all else's.
+
+    Raises:
+        OptionError: if it is not a finite number above 0.
+    """
+    if not 0 < factor < math.inf:
+        raise OptionError(f"expected head_lr_factor to be a number above 0, got {factor!r}")
+
+
 def optimizer_factory(
     optimizer: str | OptimizerFactory, *, lr: float, weight_decay: float, momentum: float
 ) -> OptimizerFactory:
@@ -81,7 +92,7 @@ def optimizer_factory(
     if not isinstance(optimizer, str):
         return optimizer
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
-        if not 0 <= value < float("inf"):
+        if not 0 <= value < math.inf:
             raise OptionError(f"expected {name} to be a number from 0 up, got {value!r}")
     kinds: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
         "sgdw": (SGDW, {"momentum": momentum}),

@@ -21,7 +21,7 @@ class EpochRecord:
         train_loss: mean over the samples of the epoch, in train mode, while the weights moved.
         val_loss: mean over the validation samples after the epoch, or None without a validation loader.
         val_metrics: the metrics over the validation samples, by name; empty without a validation loader.
-        learning_rate: of the first parameter group at the epoch's last step.
+        learning_rate: the largest of the layers', the head's apart, at the epoch's last step.
         seconds: wall-clock time of training and validation.
         peak_memory: bytes that the device's allocator had given out at most, or None where it does not tell.
     """

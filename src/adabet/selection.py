@@ -151,8 +151,9 @@ class Selection:
             )
             for choice in self.choices
         ]
+        head = " and the head" if self.head else ""
         title = (
-            f"{self.method}: {len(self.layers)} of {self.candidates} layers and the head, "
+            f"{self.method}: {len(self.layers)} of {self.candidates} layers{head}, "
             f"{self.parameter_count:,} of {self._all_parameters():,} parameters train"
         )
         return f"{title}\n" + table(("layer", "kind", "channels", "parameters"), rows)

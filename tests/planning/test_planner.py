@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import adabet
+from adabet.demo import demo_model
 from adabet.errors import BudgetError, DataError, OptionError
 from adabet.layers import Layer
 from adabet.memory import measure_memory
@@ -101,6 +102,16 @@ def test_a_short_last_slice_does_not_hide_what_a_sample_costs(monkeypatch):
         found = plan(model, loader, memory=share * everything.training.total, head="12", method="size")
         assert max(totals) <= found.budget
         assert found.micro_batch in (5, 6, 7)
+
+
+def test_a_first_guess_that_proves_dear_is_given_up():
+    torch.manual_seed(1)
+    model = demo_model()
+    batches = [(torch.randn(8, 1, 16, 16), torch.randint(0, 10, (8,))) for _ in range(5)]
+    # the second trial's five layers, all early, fill this budget; sixteen later ones fit as well
+    found = plan(model, batches, memory=560_000)
+    assert found.measured <= 560_000
+    assert len(found.selection.layers) >= 12
 
 
 def test_everything_trains_at_once_where_there_is_room(resnet):

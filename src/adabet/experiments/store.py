@@ -173,16 +173,16 @@ def check(path: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"could not read the results file {path}: {error.strerror}") from error
     if head != b"SQLite format 3\0":
-        raise CheckpointError(f"{path} is no results file of `adabet compare`; give another --results")
+        raise CheckpointError(f"{path} is no results file of `adabet compare`; name another one")
     with closing(_connect(path, "ro")) as connection, _damage(path):
         (found,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
     if found != APPLICATION_ID:
-        raise CheckpointError(f"{path} is a database of something else, not results; give another --results")
+        raise CheckpointError(f"{path} is a database of something else, not results; name another one")
     if version != VERSION:
         raise CheckpointError(
             f"{path} holds results of version {version}, this adabet reads and writes version {VERSION}; it was left "
-            "as it is: give another --results, or read it with the adabet that wrote it"
+            "as it is: name another one, or read it with the adabet that wrote it"
         )
 
 

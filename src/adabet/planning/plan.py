@@ -71,9 +71,10 @@ class Plan:
         chosen = self.selection
         way = f"{self.micro_batch} of {self.batch_size} samples at once"
         way += ", blocks recomputed" if self.recompute else ""
+        head = " and the head" if chosen.head else ""
         lines = [
             f"plan for {format_size(self.budget)}: a step took {format_size(self.measured)} ({self.used:.0%})",
-            f"trains {len(chosen.layers)} of {chosen.candidates} layers by {chosen.method!r} and the head, "
+            f"trains {len(chosen.layers)} of {chosen.candidates} layers by {chosen.method!r}{head}, "
             f"{chosen.parameter_count:,} parameters; {way}",
             *(f"- {note}" for note in self.notes),
         ]

@@ -24,7 +24,11 @@ STRIDES = (0.6, 0.8)
 prediction."""
 
 ENOUGH = 0.1
-"""Share of the room above the head alone that may be left when the search for a larger selection stops."""
+"""Share of the room above the head alone that may be left when the search for a better selection becomes choosy."""
+
+CHOOSY = 1.05
+"""By what factor a set has to be worth more than the one that fills the room: trials may have shown by then that what
+they began with is dearer than others."""
 
 TRIALS = 10
 """Trials of selections at most, and of micro-batches."""
@@ -84,17 +88,21 @@ class Search:
             return best
         for trial in range(TRIALS):
             stride = STRIDES[min(trial, len(STRIDES) - 1)]
-            chosen = self._solve(costs, passes, best.measured + stride * (ceiling - best.measured))
-            if costs.worth(chosen) <= costs.worth(best.chosen):
+            full = ceiling - best.measured < ENOUGH * (ceiling - took)
+            wanted = costs.worth(best.chosen) * (CHOOSY if full else 1)
+            chosen: Chosen = ()
+            if not full:
+                chosen = self._solve(costs, passes, best.measured + stride * (ceiling - best.measured))
+            if costs.worth(chosen) <= wanted:
                 chosen = self._solve(costs, passes, ceiling)
-            if costs.worth(chosen) <= costs.worth(best.chosen):
+            if costs.worth(chosen) <= wanted:
                 break
             predicted, selection = costs.predict(chosen), self._selection(costs, chosen)
             report = self.trials.run(selection, micro_batch=1, recompute=recompute)
             costs.learn(chosen, report)
             if report.training.total <= self.trials.budget:
                 best = Candidate(chosen, selection, 1, recompute, predicted, report.training.total)
-            if ceiling - best.measured < ENOUGH * (ceiling - took) or best.chosen == self.all:
+            if best.chosen == self.all:
                 break
         return best
 
@@ -168,11 +176,11 @@ class Search:
             notes.append("blocks run twice: about a third more time a step")
         sliced = sum(choice.channels is not None for choice in best.selection.choices)
         if sliced:
-            notes.append(f"{sliced} layers train only some of their channels")
+            notes.append(f"layers that train only some of their channels: {sliced}")
         left = len(self.layers) - len(best.chosen)
         if left or sliced:
             share = self.worth(best) / sum(self.scores)
-            notes.append(f"{left} layers stay frozen; what trains holds {share:.0%} of the score")
+            notes.append(f"layers that stay frozen: {left}; what trains holds {share:.0%} of the score")
         if self.times.reach:
             share = self.costs.time(best.chosen) / self.times.total
             counted = self.settings.profile is not None and self.settings.profile.unit != "seconds"

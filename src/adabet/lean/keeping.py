@@ -45,13 +45,21 @@ NOTHING = Kept((), lambda: torch.empty(0))
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How to make an output again, valid while neither it nor what it is made from is overwritten."""
+    """How to make an output again, valid while what it is made from is there and neither is overwritten.
 
-    kept: Kept
+    It holds no tensors: in a block that will run again nobody else does, and the output may live on.
+    """
+
+    sources: tuple[TensorWeakRef, ...]
+    rebuild: Callable[..., Tensor]
     versions: tuple[int, ...]
 
-    def is_fresh_for(self, output: Tensor) -> bool:
-        return self.versions == _versions(output, self.kept)
+    def for_output(self, output: Tensor) -> Kept | None:
+        tensors = [source() for source in self.sources]
+        there = tuple(tensor for tensor in tensors if tensor is not None)
+        if len(there) < len(tensors) or self.versions != _versions(output, there):
+            return None
+        return Kept(there, self.rebuild)
 
 
 _recipes = WeakTensorKeyDictionary()
@@ -96,7 +104,7 @@ def as_it_is(tensor: Tensor) -> Kept:
 def recipe(tensor: Tensor) -> Kept | None:
     """How the tensor can be made again from what others keep anyway, if it can."""
     noted: _Recipe | None = _recipes.get(tensor)
-    return noted.kept if noted is not None and noted.is_fresh_for(tensor) else None
+    return None if noted is None else noted.for_output(tensor)
 
 
 def remember(output: Tensor, kept: Kept) -> None:
@@ -108,7 +116,8 @@ def remember(output: Tensor, kept: Kept) -> None:
         output: what an operation returned.
         kept: what it is made from and how. ``rebuild`` must return the same bits.
     """
-    _recipes[output] = _Recipe(kept, _versions(output, kept))
+    sources = tuple(TensorWeakRef(tensor) for tensor in kept.tensors)
+    _recipes[output] = _Recipe(sources, kept.rebuild, _versions(output, kept.tensors))
 
 
 def remember_mask(output: Tensor, mask: Tensor) -> None:
@@ -129,8 +138,8 @@ def _drop_mask(output: Tensor) -> None:
         mask.data = output.detach()
 
 
-def _versions(output: Tensor, kept: Kept) -> tuple[int, ...]:
-    return (output._version, *(tensor._version for tensor in kept.tensors))
+def _versions(output: Tensor, sources: tuple[Tensor, ...]) -> tuple[int, ...]:
+    return (output._version, *(tensor._version for tensor in sources))
 
 
 def is_tracked(x: object) -> bool:

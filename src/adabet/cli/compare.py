@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adabet.cli import setup
-from adabet.cli.show import err, fail, note, out
+from adabet.cli.show import counting_bar, fail, note, out
 from adabet.errors import OptionError
 
 if TYPE_CHECKING:
@@ -198,17 +198,7 @@ def _pool(address: Text, workers: int | None, threads: int | None, *, gpus: floa
 @contextmanager
 def _bar(pool: "Pool") -> Iterator[Callable[["Report"], None]]:
     """A bar over all cells on standard error, and a line for each that failed."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    ) as progress:
+    with counting_bar() as progress:
         task = progress.add_task("starting", total=None)
 
         def tell(report: "Report") -> None:

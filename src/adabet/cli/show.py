@@ -26,14 +26,9 @@ def note(message: str) -> None:
     err.print(Text.assemble(("note: ", "yellow"), message), soft_wrap=True)
 
 
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, if somebody sees it.
-
-    Yields:
-        A function that is told how much is done and how much there is.
-    """
-    with Progress(
+def counting_bar() -> Progress:
+    """A bar with counts and the time left, on standard error, gone in the end; nothing if nobody sees it."""
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -41,7 +36,17 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
         console=err,
         transient=True,
         disable=not err.is_terminal,
-    ) as progress:
+    )
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, if somebody sees it.
+
+    Yields:
+        A function that is told how much is done and how much there is.
+    """
+    with counting_bar() as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -1,5 +1,6 @@
 """Lightning: the callback trains what adabet chose and nothing else, and a killed fit goes on as if it had not been."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -247,6 +248,50 @@ def test_the_other_name_of_the_package(tmp_path):
     assert same(weights_of(module), weights_of(expected))
 
 
+def test_a_plan_says_how_the_network_trains(tmp_path):
+    net = net_without_dropout()
+    whole = adabet.measure_memory(net, next(iter(loader())), adabet.select("full", net, loader()), inference=False)
+    plan = adabet.plan(net, loader(), memory=0.9 * whole.training.total, micro_batch=BATCH, samples=20)
+    callback = AdaBetFinetuning(selection=plan)
+    module, _ = fit(tmp_path, callback)
+    assert callback.selection == plan.selection
+    for name, value in weights_of(by_hand(plan.selection)).items():
+        torch.testing.assert_close(weights_of(module.network)[name], value, rtol=1e-4, atol=1e-6)
+    small = dataclasses.replace(plan, micro_batch=3)
+    with pytest.raises(OptionError, match="gives 8: set its batch_size=3 and accumulate_grad_batches=3"):
+        fit(tmp_path, AdaBetFinetuning(selection=small))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, images):
+        return self.convolution(images).tanh()
+
+
+def test_a_plan_that_recomputes_blocks(tmp_path):
+    saved, finals = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        module = Module()
+        blocks = [Block() for _ in range(4)]
+        module.network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Sequential(*blocks), nn.Flatten(), nn.Linear(128, 4))
+        plan = adabet.plan(module.network, loader(), memory="1GB", micro_batch=BATCH, samples=20, head="3")
+        fit(
+            tmp_path,
+            AdaBetFinetuning(selection=dataclasses.replace(plan, recompute=recompute)),
+            module=module,
+            epochs=1,
+        )
+        assert not any("forward" in vars(block) for block in blocks)
+        saved.append(module.saved)
+        finals.append(weights_of(module.network))
+    assert saved[1] < 0.8 * saved[0]
+    assert same(*finals)
+
+
 def test_wrong_use(tmp_path):
     selection = choose_last(make_net())
     with pytest.raises(OptionError, match="selects once, 'lora' chooses again"):
@@ -258,10 +303,13 @@ def test_wrong_use(tmp_path):
     for options in ({"layer_ratio": 0.1}, {"channel_ratio": 0.5}, {"samples": 3}):
         with pytest.raises(OptionError, match="got both"):
             AdaBetFinetuning(selection=selection, **options)
-    with pytest.raises(OptionError, match="expected a Selection, got str"):
+    with pytest.raises(OptionError, match="expected a Selection or a Plan, got str"):
         AdaBetFinetuning(selection="all")
     with pytest.raises(OptionError, match="batch_norm"):
         AdaBetFinetuning(batch_norm="off")
+    plan = adabet.plan(make_net(), [(torch.zeros(2, 1, 6, 6), torch.tensor([0, 1]))], memory="1GB", method="size")
+    with pytest.raises(OptionError, match="plans are measured that way"):
+        AdaBetFinetuning(selection=plan, lean=False)
     with pytest.raises(SelectionError, match="another model"):
         fit(tmp_path, AdaBetFinetuning(selection=selection, network="network.conv1"))
     with pytest.raises(OptionError, match="takes no option 'sample'"):

@@ -4,6 +4,7 @@ import functools
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from torch.utils.data import DataLoader
 
 from adabet.errors import AdabetWarning, CheckpointError, DataError, LayerError, OptionError
 from adabet.extras import require
-from adabet.freezing import Applied, apply
+from adabet.freezing import apply
 from adabet.freezing.apply import BATCH_NORM
 from adabet.integrations.distributed import choose_once
 from adabet.lean.mode import lean as lean_mode
+from adabet.lean.recompute import recomputing
 from adabet.methods import find_method, select
+from adabet.planning import Plan
 from adabet.selection import Selection
 from adabet.training.delta import save_delta
 from adabet.training.random_state import random_state_kept
@@ -44,8 +47,13 @@ class AdaBetFinetuning(pl.Callback):  # type: ignore[misc, name-defined]
     fails, the model gets its gradient flags back. A fit resumes as exactly as Lightning does, which does not put random
     generators back: to shuffle alike, take a sampler that goes by the epoch.
 
+    A plan keeps to its budget if ``training_step`` does no more than pass one batch through the network to a loss, and
+    ``adabet.plan`` was told the optimizer, and by ``micro_batch`` the loader's batch size. It recomputes blocks if it
+    says so.
+
     Args:
-        selection: what to train; None lets ``method`` choose.
+        selection: what to train, or a plan whose ``micro_batch`` holds the training dataloader's batches; None lets
+            ``method`` choose.
         method: a name from the registry that selects once, see `adabet methods`.
         layer_ratio: share of the layers that it may choose; default the paper's 0.1.
         channel_ratio: share of each chosen layer's channels that train.
@@ -63,9 +71,11 @@ class AdaBetFinetuning(pl.Callback):  # type: ignore[misc, name-defined]
 
     Attributes:
         selection: what trains; None before the first fit.
+        plan: the plan that was given, or None.
 
     Raises:
-        OptionError: if options contradict each other, or the method chooses again while training.
+        OptionError: if options contradict each other, the method chooses again while training, or a plan has fewer
+            samples in memory at once than the training dataloader's batches.
         UnknownNameError: if there is no such method.
 
     Examples:
@@ -77,7 +87,7 @@ class AdaBetFinetuning(pl.Callback):  # type: ignore[misc, name-defined]
     def __init__(
         self,
         *,
-        selection: Selection | None = None,
+        selection: Selection | Plan | None = None,
         method: str = "adabet",
         layer_ratio: float | None = None,
         channel_ratio: float = 1.0,
@@ -92,19 +102,23 @@ class AdaBetFinetuning(pl.Callback):  # type: ignore[misc, name-defined]
         super().__init__()
         if find_method(method).kind == "selects again" or options.get("every") is not None:
             raise OptionError(f"expected a method that selects once, {method!r} chooses again; train it by adabet.fit")
-        if selection is not None and not isinstance(selection, Selection):
-            raise OptionError(f"expected a Selection, got {type(selection).__name__}; of a plan give plan.selection")
+        if selection is not None and not isinstance(selection, Selection | Plan):
+            raise OptionError(f"expected a Selection or a Plan, got {type(selection).__name__}")
+        if isinstance(selection, Plan) and (not lean or batch_norm != "eval"):
+            raise OptionError("expected lean and batch_norm='eval' with a plan: plans are measured that way")
         if selection is not None and (layer_ratio is not None or channel_ratio != 1 or options):
             raise OptionError("expected either a selection or options of a method that chooses, got both")
         if batch_norm not in BATCH_NORM:
             raise OptionError(f"expected batch_norm to be 'eval' or 'train', got {batch_norm!r}")
         self.selection: Selection | None = None
-        self._given, self._method, self._batches = selection, method, batches
+        self.plan = selection if isinstance(selection, Plan) else None
+        self._given = selection.selection if isinstance(selection, Plan) else selection
+        self._method, self._batches = method, batches
         ratio = 0.1 if layer_ratio is None else layer_ratio
         self._options = {"layer_ratio": ratio, "channel_ratio": channel_ratio, "seed": seed, **options}
         self._path, self._batch_norm, self._lean, self._delta = network, batch_norm, lean, delta
         self._network: nn.Module | None = None
-        self._applied: Applied | None = None
+        self._applied: ExitStack | None = None
         self._buffers: BufferWatch | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -128,6 +142,20 @@ class AdaBetFinetuning(pl.Callback):  # type: ignore[misc, name-defined]
         """
         if self._network is not None:
             _settle_optimizers(trainer.optimizers, dict(self._network.named_parameters()))
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
+        """See that a plan holds the loader's batches.
+
+        Raises:
+            OptionError: if it does not.
+        """
+        size = getattr(trainer.train_dataloader, "batch_size", None)
+        if self.plan is not None and size is not None and self.plan.micro_batch < size:
+            raise OptionError(
+                f"this plan has {self.plan.micro_batch} samples in memory at once, the training dataloader gives "
+                f"{size}: set its batch_size={self.plan.micro_batch} and "
+                f"accumulate_grad_batches={-(-size // self.plan.micro_batch)}"
+            )
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """See that the checkpoint of a fit that goes on says what trains.
@@ -182,16 +210,20 @@ class AdaBetFinetuning(pl.Callback):  # type: ignore[misc, name-defined]
 
     def _put_on(self, selection: Selection) -> None:
         if self._applied is not None:
-            self._applied.restore()
+            self._applied.close()
             self._applied = None
         if self._network is not None:
-            self._applied = apply(self._network, selection, batch_norm=self._batch_norm)
+            with ExitStack() as changes:
+                changes.enter_context(apply(self._network, selection, batch_norm=self._batch_norm))
+                if self.plan is not None and self.plan.recompute:
+                    changes.enter_context(recomputing(self._network))
+                self._applied = changes.pop_all()
         self.selection = selection
 
     def _take_off(self, pl_module: Any) -> None:
         pl_module.__dict__.pop("training_step", None)
         if self._applied is not None:
-            self._applied.restore()
+            self._applied.close()
         self._applied = self._network = self._buffers = None
 
     def _write_delta(self, trainer: Any) -> None:

@@ -1,5 +1,6 @@
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import adabet
 from adabet.errors import OptionError, SelectionError
 from adabet.freezing.slices import change, slice_module
 from adabet.lean import lean
@@ -445,3 +447,24 @@ def test_refuses_a_second_slice_and_another_axis() -> None:
     slice_module(module, [0], axis="out")
     with pytest.raises(SelectionError, match="sliced or parametrized already"):
         slice_module(module, [1], axis="out")
+
+
+def test_the_gradient_of_a_slice_is_made_once():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.head = nn.Conv2d(64, 256, 7), nn.Linear(256, 4)
+
+        def forward(self, images):
+            return self.head(self.wide(images).flatten(1))
+
+    model, batch = Wide(), (torch.randn(2, 64, 7, 7), torch.tensor([0, 1]))
+    full = adabet.select("full", model, batch[:1])
+    (whole, head) = full.choices
+    half = replace(whole, channels=tuple(range(128)))
+    reports = [
+        adabet.measure_memory(model, batch, replace(full, choices=choices), micro_batch=1, inference=False)
+        for choices in ((head,), (half, head))
+    ]
+    # a kernel's copy of the weight in the forward pass, or of the slice's gradient, which is half of that
+    assert reports[1].training.workspace <= 1.01 * reports[0].training.workspace

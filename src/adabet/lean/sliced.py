@@ -47,10 +47,14 @@ class SlicedConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             if ctx.rebuild is not None:
                 inputs = _input_parts(ctx.rebuild(*inputs), weight, ctx)
-            for_part = torch.empty_like(part)
             for block, x in zip(_blocks(ctx.place, weight), inputs, strict=True):
                 cut = select_channels(gradient, block.others if cuts_input(ctx.place, ctx.geometry) else block.sliced)
-                for_part[block.rows] = _block_gradient(cut, x, part, block, ctx)
+                rows = _block_gradient(cut, x, part, block, ctx)
+                if len(rows) == len(part):
+                    for_part = rows.to(part.dtype)
+                    break
+                for_part = torch.empty_like(part) if for_part is None else for_part
+                for_part[block.rows] = rows
         if ctx.needs_input_grad[3]:
             for_bias = bias_gradient(gradient, ctx.bias_dtype)
         return for_x, for_part, None, for_bias, None, None, None
@@ -103,7 +107,9 @@ def _input_parts(x: Tensor, weight: Tensor, ctx: Any) -> list[Tensor]:
 def _block_gradient(gradient: Tensor, x: Tensor, part: Tensor, block: _Block, ctx: Any) -> Tensor:
     """Gradient of a block's weight, one row a channel."""
     first, second = (x, gradient) if ctx.geometry.transposed else (gradient, x)
-    stand_in = x.new_empty((first.shape[1], second.shape[1] // block.groups, *part.shape[2:]))
+    shape = (first.shape[1], second.shape[1] // block.groups, *part.shape[2:])
+    # only its shape counts, and kernels copy what is not dense
+    stand_in = part.to(x.dtype) if part.shape == shape else x.new_empty(shape)
     whole = weight_gradient(gradient, x, stand_in, ctx.geometry._replace(groups=block.groups))
     if not ctx.place.inner:
         return whole

@@ -243,9 +243,9 @@ class TestSeconds:
         }
         assert profile.total == profile.backward
 
-    def test_the_median_of_the_runs_that_count(self):
+    def test_the_fastest_of_the_runs_that_count(self):
         clock = Clock()
-        durations = iter([100, 100, 3, 1, 2])
+        durations = iter([1, 1, 3, 2, 100])
 
         def piece():
             clock.now += next(durations)

@@ -20,6 +20,7 @@ from adabet.layers.batches import (
     sample_count,
     take_samples,
 )
+from adabet.lean.adding import adding_in_place
 from adabet.lean.mode import lean as lean_mode
 from adabet.lean.recompute import recomputing
 
@@ -42,6 +43,7 @@ def train_step(
     reduction: Reduction | None = None,
     terms: Callable[[Any], Tensor | float] | None = None,
     backward: Callable[[Tensor], object] = Tensor.backward,
+    into_grad: bool | None = None,
     accumulating: Callable[[], AbstractContextManager[object]] = nullcontext,
     observe: Callable[[Tensor, Any], object] | None = None,
 ) -> Tensor:
@@ -65,6 +67,9 @@ def train_step(
             are not ignored, with their class weights for `torch.nn.CrossEntropyLoss`; samples, where labels
             are not integers.
         backward: called with each slice's loss; ``accelerator.backward`` under accelerate.
+        into_grad: whether ``backward`` adds to ``.grad`` and nothing else waits for gradients, so that those of large
+            matrices may be added up where they lie instead of taking their memory twice. Default: only if it is
+            ``Tensor.backward`` and the model is in no wrapper for several processes.
         accumulating: context in which all slices but the last run, such as
             ``lambda: accelerator.no_sync(model)`` with several processes.
         observe: called with each slice's detached logits and its labels, to add up metrics.
@@ -99,8 +104,10 @@ def train_step(
 
     slices = [take_samples(batch, start, start + size) for start in range(0, count, size)]
     shares = _shares(model, slices, loss, reduction, terms)
+    if into_grad is None:
+        into_grad = backward is Tensor.backward and _unwrapped(model) is model
     values = []
-    with _refusing_to_mix(model, micro_batch=size):
+    with _refusing_to_mix(model, micro_batch=size), adding_in_place() if into_grad else nullcontext():
         for part, share in zip(slices, shares, strict=True):
             with nullcontext() if part is slices[-1] else accumulating():
                 value = forward(part)

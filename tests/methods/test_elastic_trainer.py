@@ -303,7 +303,7 @@ class TestFit:
         options = {"method_options": {"profile": profile, "speedup": 0.9}}
         with pytest.raises(Stop):
             self.train(tmp_path / "stopped", progress=StopAt(3), **options)
-        # a measured profile, this one too, differs from run to run, so the whole run is given the one of the stopped run
+        # a measured profile, also by this clock, differs from run to run: the whole run gets that of the stopped one
         kept = Profile.from_json(profile_in(tmp_path / "stopped"))
         whole, _ = self.train(tmp_path / "whole", method_options={"profile": kept, "speedup": 0.9})
         resumed, _ = self.train(tmp_path / "stopped", resume=True, **options)

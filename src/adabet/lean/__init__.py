@@ -7,6 +7,7 @@ from adabet.lean import (  # noqa: F401 - imported so that their rules register
     average_pooling,
     convolution,
     dropout,
+    embedding,
     interpolate,
     linear,
     normalization,

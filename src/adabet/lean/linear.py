@@ -1,9 +1,9 @@
 """Lean linear layers.
 
 Stock autograd already keeps the input of a linear layer only for a trainable weight, and the same holds for the other
-matrix products (``matmul``, ``bmm``, ``addmm``) and for ``embedding``. What is left to gain is the copy of the weight
-that autocast makes and autograd keeps, an input that can be made again from what another operation keeps, and, for a
-slice of input channels, all but its share of the input.
+matrix products (``matmul``, ``bmm``, ``addmm``). What is left to gain is the copy of the weight that autocast makes and
+autograd keeps, an input that can be made again from what another operation keeps, for a slice of input channels all but
+its share of the input, and in micro-batches a second gradient beside their sum.
 """
 
 from functools import partial
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adabet.freezing.channels import sliced_weight
+from adabet.lean.adding import added_to, product_gradient
 from adabet.lean.inputs import cast_like, copies_in_autocast, is_ordinary, kept_input
 from adabet.lean.keeping import NOTHING, Kept
 from adabet.lean.rules import autocast_dtype, first_order, rule
@@ -24,8 +25,8 @@ class _Linear(torch.autograd.Function):
     """Keeps the weight as the parameter it is, never as a cast, and of the input what stands for it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept) -> Tensor:
-        ctx.rebuild = kept.rebuild
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, added: Tensor | None) -> Tensor:
+        ctx.rebuild, ctx.added = kept.rebuild, added
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(weight, *kept.tensors)
         return F.linear(x, *cast_like(x, weight, bias))
@@ -40,10 +41,10 @@ class _Linear(torch.autograd.Function):
             for_x = gradient @ weight.to(gradient.dtype)
         if ctx.needs_input_grad[1]:
             x = ctx.rebuild(*kept)
-            for_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+            for_weight = product_gradient(rows.t(), x.reshape(-1, x.shape[-1]), weight.dtype, ctx.added)
         if ctx.needs_input_grad[2]:
             for_bias = rows.sum(0, dtype=ctx.bias_dtype)
-        return for_x, for_weight, for_bias, None
+        return for_x, for_weight, for_bias, None, None
 
 
 @rule(F.linear)
@@ -59,7 +60,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         sliced: Tensor = SlicedLinear.apply(x, slice_.part, weight.detach(), bias, slice_.place, kept)
         return sliced
     kept = kept_input(input, x, cast) if weight.requires_grad else NOTHING
-    if copies_in_autocast(weight) or (weight.requires_grad and not kept.is_itself):
-        out: Tensor = _Linear.apply(x, weight, bias, kept)
+    added = added_to(weight)
+    if added is not None or copies_in_autocast(weight) or (weight.requires_grad and not kept.is_itself):
+        out: Tensor = _Linear.apply(x, weight, bias, kept, added)
         return out
     return F.linear(input, weight, bias)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adabet.freezing.channels import Channels
+from adabet.lean.adding import added_to, product_gradient
 from adabet.lean.inputs import cast_like
 from adabet.lean.keeping import Kept
 from adabet.lean.kernels import Geometry, bias_gradient, convolve, input_gradient, select_channels, weight_gradient
@@ -125,7 +126,7 @@ class SlicedLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, part: Tensor, weight: Tensor, bias: Tensor | None, place: Channels, kept: Kept
     ) -> Tensor:
         """Multiply ``x`` by ``weight``, which holds ``part`` at ``place``."""
-        ctx.place = place
+        ctx.place, ctx.added = place, added_to(part)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.rebuild = None if kept.is_itself else kept.rebuild
         inputs = (_features(x, place),) if kept.is_itself else kept.tensors
@@ -144,8 +145,8 @@ class SlicedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             x = inputs[0] if ctx.rebuild is None else _features(ctx.rebuild(*inputs), ctx.place)
             x = x.reshape(-1, x.shape[-1])
-            product = x.t() @ rows if ctx.place.inner else ctx.place.select(rows, 1).t() @ x
-            for_part = product.to(part.dtype)
+            first, second = (x.t(), rows) if ctx.place.inner else (ctx.place.select(rows, 1).t(), x)
+            for_part = product_gradient(first, second, part.dtype, ctx.added)
         if ctx.needs_input_grad[3]:
             for_bias = rows.sum(0, dtype=ctx.bias_dtype)
         return for_x, for_part, None, for_bias, None, None

@@ -156,7 +156,7 @@ def _record_training(
         optimizer = factory(list(trainable))
         for _ in range(2):
             with _saved_marked(model, recording, running):
-                step(backward=backward)
+                step(backward=backward, into_grad=True)
             with values_kept(trainable):
                 optimizer.step()
             states = (value for state in optimizer.state.values() for value in state.values())

@@ -261,6 +261,7 @@ class Training:
                 lean=self.lean,
                 recompute=self.recompute,
                 backward=backward,
+                into_grad=True,
             )
         value = float(loss)
         if not math.isfinite(value):

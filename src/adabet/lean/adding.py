@@ -1,0 +1,65 @@
+"""Gradients of the later micro-batches, added to the sum of the earlier ones where that lies.
+
+Autograd makes the gradient of a weight and then adds it to ``.grad``, so that the two are in memory at once. For the
+matrices of a large linear layer or an embedding that is more than a small micro-batch saves in activations; their
+products can be added up in place.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from adabet.lean.rules import is_repeated
+
+_adding = ContextVar("adding", default=False)
+
+
+@contextmanager
+def adding_in_place() -> Iterator[None]:
+    """Let lean operations add to ``.grad`` by themselves, if there is one when their backward pass comes.
+
+    Only around backward passes that would add to ``.grad`` too: not around ``torch.autograd.grad``.
+    """
+    token = _adding.set(True)
+    try:
+        yield
+    finally:
+        _adding.reset(token)
+
+
+def added_to(weight: Tensor) -> Tensor | None:
+    """The weight whose ``.grad`` an operation that runs now may add to, None if that is autograd's to do.
+
+    A hook on the weight waits for a gradient of its own; and `torch.utils.checkpoint` runs an operation twice, the
+    second time maybe elsewhere. The operation keeps the weight itself: what it saves comes back as another tensor.
+    """
+    adds = (
+        _adding.get()
+        and weight.requires_grad
+        and weight.is_leaf
+        and not weight._backward_hooks
+        and not getattr(weight, "_post_accumulate_grad_hooks", None)
+        and not is_repeated()
+    )
+    return weight if adds else None
+
+
+def product_gradient(first: Tensor, second: Tensor, dtype: torch.dtype, added: Tensor | None) -> Tensor | None:
+    """``first @ second``, the gradient of a matrix; None if it was added to the gradient that is there.
+
+    Args:
+        first: a matrix.
+        second: a matrix.
+        dtype: of the weight.
+        added: what `added_to` said.
+    """
+    if added is None or added.grad is None:
+        return (first @ second).to(dtype)
+    if first.dtype == added.grad.dtype:
+        added.grad.addmm_(first, second)
+    else:
+        added.grad.add_(first @ second)
+    return None

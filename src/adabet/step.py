@@ -20,7 +20,6 @@ from adabet.layers.batches import (
     sample_count,
     take_samples,
 )
-from adabet.lean.adding import adding_in_place
 from adabet.lean.mode import lean as lean_mode
 from adabet.lean.recompute import recomputing
 
@@ -67,9 +66,8 @@ def train_step(
             are not ignored, with their class weights for `torch.nn.CrossEntropyLoss`; samples, where labels
             are not integers.
         backward: called with each slice's loss; ``accelerator.backward`` under accelerate.
-        into_grad: whether ``backward`` adds to ``.grad`` and nothing else waits for gradients, so that those of large
-            matrices may be added up where they lie instead of taking their memory twice. Default: only if it is
-            ``Tensor.backward`` and the model is in no wrapper for several processes.
+        into_grad: whether the gradients of micro-batches may be added where they lie, see `adabet.lean`. Default: if
+            ``backward`` is ``Tensor.backward`` and the model is in no wrapper for several processes.
         accumulating: context in which all slices but the last run, such as
             ``lambda: accelerator.no_sync(model)`` with several processes.
         observe: called with each slice's detached logits and its labels, to add up metrics.
@@ -96,7 +94,10 @@ def train_step(
     if micro_batch is not None and micro_batch < 1:
         raise OptionError(f"expected micro_batch of at least 1 sample, got {micro_batch}")
     size = min(micro_batch or count, count)
-    forward = partial(_forward, model, loss=loss, lean=lean, recompute=recompute, observe=observe)
+    if into_grad is None:
+        into_grad = backward is Tensor.backward and _unwrapped(model) is model
+    adds = into_grad and size < count
+    forward = partial(_forward, model, loss=loss, lean=lean, into_grad=adds, recompute=recompute, observe=observe)
     if size == count:
         value = forward(batch)
         backward(value)
@@ -104,10 +105,8 @@ def train_step(
 
     slices = [take_samples(batch, start, start + size) for start in range(0, count, size)]
     shares = _shares(model, slices, loss, reduction, terms)
-    if into_grad is None:
-        into_grad = backward is Tensor.backward and _unwrapped(model) is model
     values = []
-    with _refusing_to_mix(model, micro_batch=size), adding_in_place() if into_grad else nullcontext():
+    with _refusing_to_mix(model, micro_batch=size):
         for part, share in zip(slices, shares, strict=True):
             with nullcontext() if part is slices[-1] else accumulating():
                 value = forward(part)
@@ -185,13 +184,14 @@ def _forward(
     *,
     loss: Loss | None,
     lean: bool,
+    into_grad: bool,
     recompute: bool,
     observe: Callable[[Tensor, Any], object] | None,
 ) -> Tensor:
     """Loss of one slice; the model's outputs are let go on return."""
     labels = _moved(labels_of(batch), model)
     again = recomputing(_unwrapped(model), lean_mode=lean) if recompute else nullcontext()
-    with lean_mode() if lean else nullcontext(), again:
+    with lean_mode(into_grad=into_grad) if lean else nullcontext(), again:
         if loss is None and computes_loss(model, batch):
             outputs = model(**_moved(batch, model))
             value: Tensor = outputs["loss"]

@@ -23,6 +23,7 @@ from adabet.errors import (
     UnknownNameError,
 )
 from adabet.integrations.lightning import AdaBetFinetuning, find_network
+from adabet.lean import adding, linear
 from tests.integrations.lightning_runs import (
     BATCH,
     EPOCHS,
@@ -89,6 +90,24 @@ def test_steps_are_lean(tmp_path):
     activation = BATCH * 8 * 6 * 6 * 4
     # the first convolution trains: the input of the second, frozen one goes, and that of its batch-norm
     assert kept[False] - kept[True] >= 2 * activation
+
+
+def test_accumulated_gradients_are_summed_in_place(tmp_path, monkeypatch):
+    weights, added = {}, []
+    product = adding.product_gradient
+
+    def watched(*arguments):
+        gradient = product(*arguments)
+        added.append(gradient is None)
+        return gradient
+
+    monkeypatch.setattr(linear, "product_gradient", watched)
+    for lean in (True, False):
+        callback = AdaBetFinetuning(method="full", lean=lean)
+        module, _ = fit(tmp_path / str(lean), callback, epochs=1, accumulate_grad_batches=2)
+        weights[lean] = weights_of(module)
+    torch.testing.assert_close(weights[True], weights[False])
+    assert added[:4] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])

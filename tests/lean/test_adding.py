@@ -14,7 +14,6 @@ import adabet
 from adabet.errors import LeanError
 from adabet.freezing.trained import trained_parameters
 from adabet.lean import lean
-from adabet.lean.adding import adding_in_place
 from adabet.step import train_step
 
 WORDS, WIDTH, CLASSES = 40, 6, 4
@@ -187,7 +186,7 @@ class TestLeavesAlone:
 
 def test_second_derivatives_are_refused() -> None:
     weight = torch.ones(5, 2, requires_grad=True)
-    with adding_in_place(), lean():
+    with lean(into_grad=True):
         loss = F.embedding(torch.tensor([1, 2]), weight).pow(2).sum()
     with pytest.raises(LeanError, match="second derivatives"):
         torch.autograd.grad(loss, [weight], create_graph=True)

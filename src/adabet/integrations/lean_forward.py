@@ -11,7 +11,7 @@ from adabet.lean import lean
 
 
 @contextmanager
-def lean_forward(model: nn.Module) -> Iterator[None]:
+def lean_forward(model: nn.Module, *, into_grad: bool = False) -> Iterator[None]:
     """Have every differentiated call of a model run in `adabet.lean`, until the block ends.
 
     By hooks, so whoever calls the model need not know; calls under ``torch.no_grad``, as in evaluation, run as ever.
@@ -19,6 +19,7 @@ def lean_forward(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: called as a whole, one call at a time.
+        into_grad: whether gradients may be added where they lie, see `adabet.lean`.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -29,7 +30,7 @@ def lean_forward(model: nn.Module) -> Iterator[None]:
     entered: list[lean | None] = []
 
     def enter(*_: Any) -> None:
-        mode = lean() if torch.is_grad_enabled() else None
+        mode = lean(into_grad=into_grad) if torch.is_grad_enabled() else None
         if mode is not None:
             mode.__enter__()
         entered.append(mode)
@@ -37,7 +38,7 @@ def lean_forward(model: nn.Module) -> Iterator[None]:
     def leave(*_: Any) -> None:
         mode = entered.pop()
         if mode is not None:
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            mode.__exit__(None, None, None)
 
     hooks = [
         model.register_forward_pre_hook(enter, prepend=True),

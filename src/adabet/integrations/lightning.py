@@ -132,7 +132,8 @@ class AdaBetFinetuning(pl.Callback):  # type: ignore[misc, name-defined]
             Path(self._delta).parent.mkdir(parents=True, exist_ok=True)
         self._put_on(self._choose(trainer, self._network))
         if self._lean:
-            _run_lean(pl_module)
+            one = trainer.world_size == 1 and pl_module.automatic_optimization
+            _run_lean(pl_module, into_grad=one and trainer.accumulate_grad_batches > 1)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
         """See that the optimizers have what trains, all of it and nothing else.
@@ -281,12 +282,12 @@ def _training_batches(trainer: Any) -> Iterable[Any]:
     return found
 
 
-def _run_lean(pl_module: Any) -> None:
+def _run_lean(pl_module: Any, *, into_grad: bool) -> None:
     step = pl_module.training_step
 
     @functools.wraps(step)
     def training_step(*arguments: Any, **keywords: Any) -> Any:
-        with lean_mode():
+        with lean_mode(into_grad=into_grad):
             return step(*arguments, **keywords)
 
     pl_module.training_step = training_step

@@ -180,7 +180,8 @@ class AdaBetCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  #
         if self.plan is not None:
             check_batch(self.plan, state.train_batch_size or args.train_batch_size)
         try:
-            self._begin(model, selection, optimizer, recompute=self.plan.recompute if self.plan else checkpointed)
+            recompute = self.plan.recompute if self.plan else checkpointed
+            self._begin(args, model, selection, optimizer, recompute=recompute)
         except BaseException:
             self.restore()
             raise
@@ -201,14 +202,17 @@ class AdaBetCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  #
             self._changes.close()
         self._changes, self._model, self._running = None, None, False
 
-    def _begin(self, model: nn.Module, selection: Selection, optimizer: Optimizer, *, recompute: bool) -> None:
+    def _begin(
+        self, args: Any, model: nn.Module, selection: Selection, optimizer: Optimizer, *, recompute: bool
+    ) -> None:
         changes = self._changes or self._put_on(model, selection)
         changes.callback(Narrowed(optimizer, model, self._before, selection).restore)
         if recompute:
             changes.enter_context(without_cache(model))
             changes.enter_context(recomputing(model, lean_mode=self._lean))
         if self._lean:
-            changes.enter_context(lean_forward(model))
+            adds = args.gradient_accumulation_steps > 1 and args.world_size == 1
+            changes.enter_context(lean_forward(model, into_grad=adds))
         self._running = True
 
     def _check(self, args: Any, model: Any) -> None:

@@ -5,8 +5,6 @@ matrices of a large linear layer or an embedding that is more than a small micro
 products can be added up in place.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -14,20 +12,8 @@ from torch import Tensor
 
 from adabet.lean.rules import is_repeated
 
-_adding = ContextVar("adding", default=False)
-
-
-@contextmanager
-def adding_in_place() -> Iterator[None]:
-    """Let lean operations add to ``.grad`` by themselves, if there is one when their backward pass comes.
-
-    Only around backward passes that would add to ``.grad`` too: not around ``torch.autograd.grad``.
-    """
-    token = _adding.set(True)
-    try:
-        yield
-    finally:
-        _adding.reset(token)
+ADDING = ContextVar("ADDING", default=False)
+"""Whether operations that run now may add to ``.grad`` by themselves, see `adabet.lean`."""
 
 
 def added_to(weight: Tensor) -> Tensor | None:
@@ -37,7 +23,7 @@ def added_to(weight: Tensor) -> Tensor | None:
     second time maybe elsewhere. The operation keeps the weight itself: what it saves comes back as another tensor.
     """
     adds = (
-        _adding.get()
+        ADDING.get()
         and weight.requires_grad
         and weight.is_leaf
         and not weight._backward_hooks

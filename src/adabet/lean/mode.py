@@ -1,12 +1,14 @@
 """The lean autograd mode: operations keep for the backward pass only what the selection needs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Token
 from typing import Any, Self
 
 import torch
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from adabet.lean.adding import ADDING
 from adabet.lean.rules import RULES, holders_of_unshared
 
 
@@ -29,6 +31,13 @@ class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is
     Only the forward pass has to run inside. A backward pass leaves every mode, so where it runs forward code again
     (``torch.utils.checkpoint``), that has to enter this one: ``context_fn=lambda: (nullcontext(), lean())``.
 
+    Args:
+        into_grad: let the gradients of large matrices, those of linear layers and embeddings, be added straight to the
+            ``.grad`` that is there from earlier batches, instead of being made beside it first. For loops that add up
+            the gradients of several batches by ``loss.backward()`` in one process; not where ``torch.autograd.grad``
+            takes gradients out, nor under ``DistributedDataParallel``. Weights with hooks, and what is
+            checkpointed, are left to autograd.
+
     Examples:
         >>> layer = torch.nn.Conv2d(3, 8, 3).requires_grad_(False)
         >>> x = torch.randn(2, 3, 8, 8, requires_grad=True)
@@ -39,10 +48,20 @@ class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is
         torch.Size([2, 3, 8, 8])
     """
 
+    def __init__(self, *, into_grad: bool = False) -> None:
+        super().__init__()
+        self._into_grad = into_grad
+        self._before: list[Token[bool]] = []
+
     def __enter__(self) -> Self:
         holders_of_unshared()  # it takes a backward pass to measure, so not in the middle of another one
         super().__enter__()  # type: ignore[no-untyped-call]
+        self._before.append(ADDING.set(self._into_grad))
         return self
+
+    def __exit__(self, *raised: Any) -> None:
+        ADDING.reset(self._before.pop())
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,

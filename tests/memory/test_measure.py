@@ -378,18 +378,18 @@ workspace                   60 kB      50 kB
 peak                      5.06 MB    51.2 kB
 resident memory rose by      7 MB      60 kB
 
-saved activations held by  5.5 MB
-block.10                     1 MB
-block.9                    900 kB
-block.8                    800 kB
-block.7                    700 kB
-block.6                    600 kB
-block.5                    500 kB
-block.4                    400 kB
-block.3                    300 kB
-block.2                    200 kB
-block.1                    100 kB
-1 more                       64 B"""
+kept for backward by  5.5 MB
+block.10                1 MB
+block.9               900 kB
+block.8               800 kB
+block.7               700 kB
+block.6               600 kB
+block.5               500 kB
+block.4               400 kB
+block.3               300 kB
+block.2               200 kB
+block.1               100 kB
+1 more                  64 B"""
 
 
 def test_what_makes_no_sense() -> None:

@@ -142,6 +142,6 @@ class MemoryReport:
         if rest:
             shown.append((f"{len(rest)} more", sum(size for _, size in rest)))
         return table(
-            ["saved activations held by", format_size(self.saved)],
+            ["kept for backward by", format_size(self.saved)],
             [[name, format_size(size)] for name, size in shown],
         )

@@ -92,7 +92,7 @@ class Step:
         for start in range(0, BATCH, self.size):
             part = adabet.layers.take_samples(self.inputs, start, start + self.size)
             again = recomputing(self.model, lean_mode=self.lean) if self.recompute else nullcontext()
-            with adabet.lean() if self.lean else nullcontext(), again:
+            with adabet.lean(into_grad=self.size < BATCH) if self.lean else nullcontext(), again:
                 outputs = forward_call(self.call, part)
                 loss = F.cross_entropy(logits_of(outputs), self.labels[start : start + self.size]) * self.size / BATCH
             loss.backward()

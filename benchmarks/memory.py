@@ -134,7 +134,7 @@ def cell(name: str, selection: str, contender: str, rounds: int) -> dict:
                 begin = time.process_time()
                 work()
                 times[label].append(time.process_time() - begin)
-    return found | {label: statistics.median(values) for label, values in times.items()}
+    return found | {label: statistics.median(values) for label, values in times.items() if values}
 
 
 def run_cell(*arguments: str) -> dict:
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=[*TIMM, "bert"], default=[*TIMM, "bert"])
     parser.add_argument("--selections", nargs="+", default=["random", "adabet", "full", "head"])
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of timing; 0 measures memory alone")
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
@@ -174,7 +174,7 @@ def main() -> None:
                         f"{found['peak'] / found['inference']:.2f}",
                         format_size(found["saved"]) if "saved" in found else "",
                         f"{found['saved'] / max(1, stock['saved']):.3f}" if "saved" in found else "",
-                        f"{found['own'] / found['stock']:.2f}",
+                        f"{found['own'] / found['stock']:.2f}" if "own" in found else "",
                     )
                 )
             print(f"\n{name}, {selection}: inference peaks at {format_size(stock['inference'])} over the weights")

@@ -91,6 +91,42 @@ def test_sparse_gradients_stay_sparse() -> None:
     assert model.embedding.weight.grad.is_sparse
 
 
+CONVOLUTIONS: dict[str, Any] = {
+    "pointwise": {"kernel_size": 1},
+    "pointwise with a stride": {"kernel_size": 1, "stride": 2},
+    "as large as the input": {"kernel_size": 4},
+    "larger than the input": {"kernel_size": 6, "padding": 1},
+    "dilated": {"kernel_size": 2, "dilation": 3},
+    "grouped": {"kernel_size": 1, "groups": 2},
+    "usual": {"kernel_size": 3, "padding": 1},
+}
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name: str, layout: torch.memory_format, first: bool) -> None:
+    torch.manual_seed(0)
+    stem = nn.Identity() if first else nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(stem, nn.Conv2d(4, 6, **CONVOLUTIONS[name]), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = model.double().to(memory_format=layout)
+    batch = torch.randn(5, 4, 4, 4, dtype=torch.double).to(memory_format=layout), torch.arange(5)
+    expected = whole(model, batch)
+    for micro_batch in (1, 2):
+        train_step(model, batch, micro_batch=micro_batch)
+        torch.testing.assert_close(gradients(model), expected)
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("kernel", [1, 4])
+def test_convolutions_take_the_memory_of_one_gradient(kernel: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(300, 400, kernel), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    batch = torch.randn(4, 300, 4, 4), torch.zeros(4, dtype=torch.long)
+    own, stock = (peak(model, batch, micro_batch=1, lean=lean) for lean in (True, False))
+    assert own + 0.8 * 4 * 300 * 400 * kernel**2 < stock
+
+
 def test_the_mixed_types_of_autocast() -> None:
     model, batch = made().float(), texts(6)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,8 +1,8 @@
 """Gradients of the later micro-batches, added to the sum of the earlier ones where that lies.
 
 Autograd makes the gradient of a weight and then adds it to ``.grad``, so that the two are in memory at once. For the
-matrices of a large linear layer or an embedding that is more than a small micro-batch saves in activations; their
-products can be added up in place.
+matrices of a large linear layer, an embedding, or a convolution that works as a linear layer, that is more than a small
+micro-batch saves in activations; their products can be added up in place.
 """
 
 from contextvars import ContextVar
@@ -44,8 +44,13 @@ def product_gradient(first: Tensor, second: Tensor, dtype: torch.dtype, added: T
     """
     if added is None or added.grad is None:
         return (first @ second).to(dtype)
-    if first.dtype == added.grad.dtype:
-        added.grad.addmm_(first, second)
-    else:
-        added.grad.add_(first @ second)
+    add_product(added.grad, first, second)
     return None
+
+
+def add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
+    """``total += first @ second``, of matrices; only where their types differ is there a matrix between."""
+    if first.dtype == total.dtype:
+        total.addmm_(first, second)
+    else:
+        total.add_(first @ second)

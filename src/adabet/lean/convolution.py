@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adabet.freezing.channels import sliced_weight
+from adabet.lean.adding import added_to
 from adabet.lean.inputs import cast_like, copies_in_autocast, is_ordinary, kept_input
 from adabet.lean.keeping import NOTHING, Kept
 from adabet.lean.kernels import (
     Geometry,
+    add_weight_gradient,
+    adds_up,
     bias_gradient,
     both_gradients,
     convolve,
@@ -33,8 +36,16 @@ class _Convolution(torch.autograd.Function):
     """Keeps weights as the parameters they are, never as casts, and of the input what stands for it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kept: Kept) -> Tensor:
-        ctx.geometry, ctx.size, ctx.rebuild = geometry, x.shape, kept.rebuild
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        kept: Kept,
+        added: Tensor | None,
+    ) -> Tensor:
+        ctx.geometry, ctx.size, ctx.rebuild, ctx.added = geometry, x.shape, kept.rebuild, added
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(weight, *kept.tensors)
         return convolve(x, *cast_like(x, weight, bias), geometry)
@@ -46,6 +57,10 @@ class _Convolution(torch.autograd.Function):
         cast = weight.to(gradient.dtype)
         for_x = for_weight = for_bias = None
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        total = None if ctx.added is None else ctx.added.grad
+        if needs_weight and total is not None and total.is_contiguous():
+            add_weight_gradient(total, gradient, ctx.rebuild(*kept))
+            needs_weight = False
         if needs_x and needs_weight:
             for_x, for_weight = both_gradients(gradient, ctx.rebuild(*kept), cast, ctx.geometry)
         elif needs_x:
@@ -56,7 +71,7 @@ class _Convolution(torch.autograd.Function):
             for_weight = for_weight.to(weight.dtype)
         if needs_bias:
             for_bias = bias_gradient(gradient, ctx.bias_dtype)
-        return for_x, for_weight, for_bias, None, None
+        return for_x, for_weight, for_bias, None, None, None
 
 
 def _convolution(operation: Callable[..., Tensor], dims: int) -> None:
@@ -130,10 +145,11 @@ def _lean(
         out = SlicedConvolution.apply(batch, slice_.part, weight.detach(), bias, slice_.place, geometry, kept)
     else:
         kept = kept_input(x, batch, prepare) if weight.requires_grad else NOTHING
-        keeps_as_stock = weight.requires_grad and kept.is_itself and batch is x
+        added = added_to(weight) if adds_up(batch, weight.shape, geometry) else None
+        keeps_as_stock = weight.requires_grad and kept.is_itself and batch is x and added is None
         if keeps_as_stock and not copies_in_autocast(weight) and not is_product(batch, weight.shape, geometry):
             return stock()
-        out = _Convolution.apply(batch, weight, bias, geometry, kept)
+        out = _Convolution.apply(batch, weight, bias, geometry, kept, added)
     result: Tensor = out if x.dim() == dims + 2 else out.squeeze(0)
     return result
 

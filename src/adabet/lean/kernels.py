@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adabet.lean.adding import add_product
+
 ONEDNN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 PRODUCT_TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -77,13 +79,27 @@ def weight_gradient(gradient: Tensor, x: Tensor, like: Tensor, geometry: Geometr
     """Gradient with respect to a weight. Of ``like`` only the shape counts: the weight itself, or a stand-in."""
     if not is_product(x, like.shape, geometry):
         return _stock_gradients(gradient, x, like, geometry, (False, True))[1]
-    total = torch.zeros(like.shape[:2], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    # a sum in low precision would round at every sample
+    total = torch.zeros(like.shape, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    add_weight_gradient(total, gradient, x)
+    return total
+
+
+def adds_up(x: Tensor, weight: torch.Size, geometry: Geometry) -> bool:
+    """Whether `add_weight_gradient` serves: where it is pointwise, or meets all of the input once as a linear layer."""
+    linear = x.shape[2:] == weight[2:] and geometry.groups == 1 and not geometry.transposed
+    walks = any(geometry.padding) or any(step > 1 for step in geometry.dilation)
+    return is_product(x, weight, geometry) or (linear and not walks)
+
+
+def add_weight_gradient(total: Tensor, gradient: Tensor, x: Tensor) -> None:
+    """Add the gradient with respect to a weight to a contiguous tensor, as products of matrices, see `adds_up`."""
+    matrix = total.view(len(total), -1)
+    if x.shape[2:] == total.shape[2:]:
+        add_product(matrix, gradient.flatten(1).t(), x.flatten(1))
+        return
     for sample_gradient, sample in zip(gradient.flatten(2), x.flatten(2), strict=True):
-        if sample.dtype is total.dtype:
-            total.addmm_(sample_gradient, sample.t())
-        else:  # a sum in low precision would round at every sample
-            total += sample_gradient @ sample.t()
-    return total.view(like.shape)
+        add_product(matrix, sample_gradient, sample.t())
 
 
 def both_gradients(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:

@@ -32,11 +32,11 @@ class lean(TorchFunctionMode):  # noqa: N801 - a context manager, named as it is
     (``torch.utils.checkpoint``), that has to enter this one: ``context_fn=lambda: (nullcontext(), lean())``.
 
     Args:
-        into_grad: let the gradients of large matrices, those of linear layers and embeddings, be added straight to the
-            ``.grad`` that is there from earlier batches, instead of being made beside it first. For loops that add up
-            the gradients of several batches by ``loss.backward()`` in one process; not where ``torch.autograd.grad``
-            takes gradients out, nor under ``DistributedDataParallel``. Weights with hooks, and what is
-            checkpointed, are left to autograd.
+        into_grad: let the gradients of large matrices (linear layers, embeddings, pointwise convolutions) be added
+            straight to the ``.grad`` that is there from earlier batches, instead of being made beside it first. For
+            loops that add up the gradients of several batches by ``loss.backward()`` in one process; not where
+            ``torch.autograd.grad`` takes gradients out, nor under ``DistributedDataParallel``. Weights with hooks, and
+            what is checkpointed, are left to autograd.
 
     Examples:
         >>> layer = torch.nn.Conv2d(3, 8, 3).requires_grad_(False)

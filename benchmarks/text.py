@@ -89,6 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--layer-ratio", type=float, default=0.2)
+    parser.add_argument("--head-lr-factor", type=float, default=1.0)
     parser.add_argument("--memory", default="180MB", help="of adabet-memory")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -122,6 +123,8 @@ class Benchmark:
         kept = ("train", "val", "test", "tokens", "batch_size", "epochs", "layer_ratio", "memory")
         self.setting = {name: getattr(options, name) for name in kept}
         lines = options.results.read_text().splitlines() if options.results.exists() else []
+        if options.head_lr_factor != 1:
+            self.setting["head_lr_factor"] = options.head_lr_factor
         self.records = [record for line in lines if (record := json.loads(line))["setting"] == self.setting]
 
     def _encoded(self, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -200,6 +203,7 @@ class Benchmark:
                 train_dataset=self.train,
                 data_collator=self.collate,
                 callbacks=[*callbacks, times],
+                optimizers=(self.optimizer(model, lr), None),
                 compute_metrics=lambda found: {
                     "accuracy": float(np.mean(found.predictions.argmax(-1) == found.label_ids))
                 },
@@ -224,6 +228,15 @@ class Benchmark:
             file.write(json.dumps(record) + "\n")
         print(name, f"lr {lr:g} seed {seed}: val {record['val']:.3f} test {record['test']:.3f}", flush=True)
         return record
+
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer | None:
+        """The trainer's own, with another learning rate for the head; None for the same."""
+        if self.options.head_lr_factor == 1:
+            return None
+        head = [parameter for name, parameter in model.named_parameters() if "classifier" in name]
+        rest = [parameter for name, parameter in model.named_parameters() if "classifier" not in name]
+        groups = [{"params": rest, "lr": lr}, {"params": head, "lr": lr * self.options.head_lr_factor}]
+        return torch.optim.AdamW(groups, weight_decay=0.0)
 
     def memory(self, model: nn.Module, callbacks: list[Any]) -> dict[str, Any]:
         """What a step takes at its peak, stock and lean, and what trains."""
@@ -255,7 +268,7 @@ class Benchmark:
     def rate(self, name: str) -> float:
         """The learning rate with the best validation accuracy with the first seed, uphill from a usual one."""
         seed = self.options.seeds[0]
-        place = RATES.index(STARTS.get(name, OTHER_START))
+        place = RATES.index(self.start(name))
 
         def score(index: int) -> float:
             return self.run(name, RATES[index], seed)["val"] if 0 <= index < len(RATES) else -1.0
@@ -264,6 +277,11 @@ class Benchmark:
             while score(place + step) > score(place):
                 place += step
         return RATES[place]
+
+    def start(self, name: str) -> float:
+        """Where the search for a way's rate begins."""
+        usual = STARTS.get(name, OTHER_START)
+        return usual if self.options.head_lr_factor == 1 else min(usual, 1e-3)
 
     def row(self, name: str) -> tuple[str, ...]:
         lr = self.rate(name)
@@ -287,7 +305,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     benchmark = Benchmark(options)
     for name in options.ways:  # each once before any often, so that a part says something of all
-        benchmark.run(name, STARTS.get(name, OTHER_START), options.seeds[0])
+        benchmark.run(name, benchmark.start(name), options.seeds[0])
     rows = []
     for name in options.ways:
         rows.append(benchmark.row(name))

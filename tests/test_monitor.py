@@ -124,7 +124,7 @@ class TestAlarms:
         assert report.alarm
         assert report.shift > report.shift_bound
         assert report.correlation < report.bound
-        assert "selecting again may pay" in str(report)
+        assert "training on the new data may pay" in str(report)
 
     def test_restarting_with_the_drifted_data_ends_it(self, net):
         monitor = self.of_80_samples(net)

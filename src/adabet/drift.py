@@ -67,7 +67,7 @@ class DriftReport:
     def __str__(self) -> str:
         if self.ranking is None:
             return f"drift: {self.samples} of the {self.window} samples that a comparison takes"
-        said = "the ranking has moved: selecting again may pay" if self.alarm else "no more than chance"
+        said = "the ranking has moved: training on the new data may pay" if self.alarm else "no more than chance"
         return (
             f"drift: {said}\n"
             f"  rank correlation {self.correlation:.2f} (alarm below {self.bound:.2f}), "

@@ -335,6 +335,19 @@ def test_the_same_measurement_gives_the_same_bytes() -> None:
     assert first.training.total == second.training.total
 
 
+def test_a_measurement_does_not_depend_on_those_before_it() -> None:
+    """Whose first layer kept the whole batch, where this one keeps a channel of it."""
+    model, batch = case("convolutional")
+    everything = adabet.select("random", model, [batch], layer_ratio=1.0, head="6")
+    choices = [dataclasses.replace(c, channels=(1,), axis="in") for c in everything.choices if c.layer == "0.0"]
+    selection = dataclasses.replace(everything, choices=(*choices, *(c for c in everything.choices if c.head)))
+    before = measure_memory(model, batch, selection)
+    measure_memory(model, batch, everything)
+    after = measure_memory(model, batch, selection)
+    assert after.layers == before.layers
+    assert after.layers["0.0"] == batch[0][:, 1].nbytes
+
+
 def test_json_and_back() -> None:
     model, batch = case("convolutional")
     for report in (measure_memory(model, batch), measure_memory(model, batch, inference=False)):

@@ -24,6 +24,17 @@ def convolutions() -> nn.Module:
         )
 
 
+def early_peak() -> nn.Module:
+    """Convolutions of which the first has by far the largest output."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(8), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(32, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)),
+        )
+
+
 class Tokens(nn.Module):
     """A transformer's encoder over vectors, with a head."""
 

@@ -24,13 +24,14 @@ from adabet.errors import (
 from adabet.memory import measure_memory
 from adabet.memory.measure import OPTIMIZERS
 from adabet.methods import LayerImportance, layer_importance, start
+from adabet.methods.channel_budget import ChannelBudget
 from adabet.methods.channel_gradients import gradient_norms, sliceable
 from adabet.methods.layer_choice import top_by_share
 from adabet.methods.registry import Request
 from adabet.methods.trady import VARIANTS
 from adabet.methods.units import channel_costs
 from tests.cases.models import state_of
-from tests.methods.drawing import CrashAt, channels_of, convolutions, labelled, moment, plain_norms, tokens
+from tests.methods.drawing import CrashAt, channels_of, convolutions, early_peak, labelled, moment, plain_norms, tokens
 from tests.training.nets import make_loaders, make_net, same, weights_of
 from tests.training.test_resume import Crash, without_seconds
 
@@ -328,6 +329,35 @@ class TestBytes:
             most = whole.training.total + reserve + 4 * selection.parameter_count
             assert whole.training.total <= step.measure(channels) <= most
             assert step.measure(channels) <= step.predict(channels)
+
+    @pytest.mark.parametrize("variant", ["d-full-random", "trady"])
+    @pytest.mark.parametrize("room", [30_000, 100_000])
+    def test_where_a_step_peaks_early_channels_fill_what_is_left(self, variant, room):
+        """Behind the widest layer activations are not there yet when most is allocated."""
+        model, batches = early_peak(), labelled(3, 32, 32, samples=8)
+        head = adabet.select("head", model, batches, head="11")
+        least = measure_memory(model, batches[0], head, inference=False).training.total
+        method = trady(model, batches, head="11", memory=least + room, variant=variant)
+        for epoch in (1, 2):
+            selection = method.turn(moment(epoch)).selection
+            assert len(channels_of(selection)) > 1
+            used = measure_memory(model, batches[0], selection, inference=False).training.total - least
+            assert 0.75 * room < used <= room
+
+    def test_layers_are_ranked_with_few_samples_at_once_rather_than_in_many_rounds(self):
+        model, batches = early_peak(), labelled(3, 32, 32, samples=8)
+        head = adabet.select("head", model, batches, head="11")
+        budget = measure_memory(model, batches[0], head, inference=False).training.total + 150_000
+        method = trady(model, batches, head="11", memory=budget)
+        passes = ChannelBudget(method._all, None, method._step_bytes(method._all), "prefix").passes
+        assert len(passes.groups) == 1
+        assert passes.micro_batch < 8
+        everything = method.selection(passes.groups[0])
+        taken = measure_memory(model, batches[0], everything, micro_batch=passes.micro_batch, inference=False)
+        assert taken.training.total <= budget
+        free = trady(model, batches, head="11", units=10**9)
+        wanted, found = (each._layer_values(each._all) for each in (free, method))
+        assert found == pytest.approx(wanted, rel=1e-4)
 
     def test_of_a_transformer(self):
         model, batches = tokens(), labelled(20, 5)

@@ -101,7 +101,7 @@ def is_spare(gradient: Tensor) -> bool:
 
 def _holders(tensor: Tensor) -> tuple[int, int]:
     """References to a tensor's Python object, and to the tensor behind that."""
-    return sys.getrefcount(tensor), tensor._use_count()
+    return sys.getrefcount(tensor), tensor._use_count()  # type: ignore[attr-defined, unused-ignore]
 
 
 def _tensors_in_storage(tensor: Tensor) -> int:

@@ -90,7 +90,8 @@ def measure_memory(
     device = device_of(model)
     if device.type not in ("cpu", "cuda"):
         raise OptionError(f"expected a model on a cpu or cuda device, got {device.type}")
-    batch = map_tensors(lambda tensor: tensor.to(device), batch)
+    # tensors of its own: what lean knows of the caller's, from earlier steps, must not change what this one keeps
+    batch = map_tensors(lambda tensor: tensor.detach().to(device), batch)
     samples, inputs = sample_count(batch), sum(tensor.nbytes for tensor in tensors_of(batch))
     with unchanged(model):
         idle = _measure_inference(model, batch, inputs) if inference else None

@@ -1,14 +1,15 @@
 """Budgets of draws: the papers' memory units, or bytes of a real training step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from adabet.errors import BudgetError, DataError
-from adabet.layers import Layers, inputs_of, join_samples, sample_count, take_samples
+from adabet.layers import Layer, inputs_of, join_samples, sample_count, take_samples
 from adabet.layers.batches import tensors_of
 from adabet.memory import measure_memory
 from adabet.memory.bytes_by_layer import saved_bytes
@@ -29,6 +30,15 @@ SCALAR = 512
 """Bytes that the loss of a slice of the batch takes until the step ends: on a GPU the least that its allocator gives
 out; on a CPU it is less."""
 
+TRIALS = 6
+"""Draws that are measured until one fits that is not full."""
+
+FULL = 0.9
+"""Share of what a budget leaves for channels at which a draw is full."""
+
+GROWTH = 4
+"""How far beyond a draw that fits the next one may go, in multiples of its own bytes."""
+
 MARKS = 4
 """Depths at which base steps are measured; a draw is compared with the next one that reaches at least as deep."""
 
@@ -41,13 +51,37 @@ class Base:
         weights: bytes of the model itself.
         state: bytes of optimizer state for each byte that trains.
         varying: bytes of saved activations and workspace of a whole micro-batch at most.
+        peak: bytes of the step, of a whole batch.
         saved: bytes that a forward pass over one sample keeps, by module path.
     """
 
     weights: int
     state: float
     varying: float
+    peak: int
     saved: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a step is predicted to take at most.
+
+    Attributes:
+        fixed: bytes that are there all the time.
+        stepping: temporary bytes of the optimizer's step.
+        sample: bytes that each sample in memory adds.
+        scratch: of the backward pass of each layer, bytes in any case and for each sample.
+    """
+
+    fixed: float
+    stepping: float
+    sample: float
+    scratch: tuple[tuple[int, int], ...]
+
+    def peak(self, samples: int) -> int:
+        """Bytes with so many samples at once."""
+        scratch = max((constant + samples * each for constant, each in self.scratch), default=0)
+        return math.ceil(self.fixed + max(samples * self.sample + scratch, self.stepping))
 
 
 class StepBytes:
@@ -68,7 +102,7 @@ class StepBytes:
     """
 
     def __init__(
-        self, request: Request, layers: Layers, pool: ChannelPool, choose: Choose, *, watched: int = 0
+        self, request: Request, layers: Iterable[Layer], pool: ChannelPool, choose: Choose, *, watched: int = 0
     ) -> None:
         self._request, self._choose, self._watched = request, choose, watched
         self._layers = {layer.name: layer for layer in layers}
@@ -82,11 +116,22 @@ class StepBytes:
         self._inputs = sum(tensor.nbytes for tensor in tensors_of(self._batch))
         self._bases: dict[int, Base] = {}
 
+    def of_fewer(self, micro_batch: int) -> "StepBytes":
+        """The same with fewer samples in memory at once, for gradients that nobody watches."""
+        request = replace(self._request, micro_batch=micro_batch)
+        return StepBytes(request, self._layers.values(), self.pool, self._choose)
+
     def predict(self, channels: Channels) -> int:
         """Bytes that a step with these channels takes at most."""
-        count = len(self.pool.names)
-        depth = min((self.pool.names.index(name) for name in channels), default=count)
-        return self._predict(channels, self._base(depth if depth == count else depth - depth % -(-count // MARKS)))
+        return self._expect(channels).peak(self.micro_batch)
+
+    def price(self, channels: Channels) -> float:
+        """The same, or infinity if not even a step over one sample is predicted to be within the budget.
+
+        What has a finite price can be measured within the budget: that begins with one sample if the price is too high.
+        """
+        expected = self._expect(channels)
+        return expected.peak(self.micro_batch) if expected.peak(1) <= self.budget else math.inf
 
     def measure(self, channels: Channels) -> int:
         """Bytes that a step with these channels really takes.
@@ -94,8 +139,13 @@ class StepBytes:
         Approached from below where it is predicted to be above the budget, which may find more than it takes.
         """
         if self.predict(channels) > self.budget:
-            return self._total(channels, self._grown(channels))
-        return self._total(channels, self._measured(channels, self._choose(channels), self.micro_batch))
+            return self._grown(channels).peak
+        return self._measured(channels, self._choose(channels), self.micro_batch).peak
+
+    @property
+    def head(self) -> int:
+        """Bytes of a step in which no channel trains."""
+        return self._base(len(self.pool.names)).peak
 
     def affordable(self) -> ChannelPool:
         """The pool without the early layers that even one channel in each layer would be too much for.
@@ -104,21 +154,21 @@ class StepBytes:
             BudgetError: if that is so for all layers; names what the last one would take.
         """
         names = self.pool.names
-        low, high = 0, 0 if self._least(0) <= self.budget else len(names)
+        low, high = 0, 0 if self._base(0).peak <= self.budget else len(names)
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._least(middle) <= self.budget else (middle + 1, high)
+            low, high = (low, middle) if self._base(middle).peak <= self.budget else (middle + 1, high)
         if low == len(names):
             raise BudgetError(
                 f"{format_size(self.budget)} is too little: a step that trains one input channel of {names[-1]!r} "
-                f"may take {format_size(1.01 * self._least(low - 1))} with a micro-batch of {self.micro_batch}; give "
-                "at least that, or a smaller micro_batch"
+                f"may take {format_size(1.01 * self._base(low - 1).peak)} with a micro-batch of {self.micro_batch}; "
+                "give at least that, or a smaller micro_batch"
             )
         return self.pool.only(names[low:])
 
-    def room(self) -> float:
+    def room(self) -> int:
         """Bytes of the budget that are left for channels once the head trains."""
-        return max(0.0, self.budget - self.predict({}))
+        return max(0, self.budget - self.head)
 
     def layer_bytes(self) -> dict[str, float]:
         """What all channels of a layer take: weights, gradients, optimizer state, and their input."""
@@ -129,28 +179,26 @@ class StepBytes:
             found[name] = cost.channels * scalars * self._weight(name).element_size()
         return found
 
-    def _least(self, depth: int) -> int:
-        """Bytes of a step with one channel in each layer from a depth on."""
-        return self._total(dict.fromkeys(self.pool.names[depth:], (0,)), self._base(depth))
-
-    def _total(self, channels: Channels, measured: Base) -> int:
-        return math.ceil(self._fixed(channels, self._choose(channels), measured)[0] + measured.varying)
-
-    def _predict(self, channels: Channels, base: Base) -> int:
+    def _expect(self, channels: Channels) -> Expected:
+        count = len(self.pool.names)
+        depth = min((self.pool.names.index(name) for name in channels), default=count)
+        base = self._base(depth if depth == count else depth - depth % -(-count // MARKS))
         selection = self._choose(channels)
+        fixed, trained = self._fixed(channels, selection, base)
         saved = self._saved(selection)
         more = sum(max(0, size - base.saved.get(path, 0)) for path, size in saved.items())
-        scratch = max((self._scratch(name, len(part)) for name, part in channels.items()), default=0)
-        fixed, trained = self._fixed(channels, selection, base)
-        return math.ceil(fixed + max(base.varying + self.micro_batch * more + scratch, STEPPING * trained))
+        scratch = [self._scratch(name, len(part)) for name, part in channels.items()]
+        return Expected(fixed, STEPPING * trained, base.varying / self.micro_batch + more, tuple(scratch))
 
     def _fixed(self, channels: Channels, selection: Selection, base: Base) -> tuple[float, int]:
         """Bytes that are there all the time, and bytes of what trains."""
         slices = self._slice_bytes(channels)
         trained = slices + self._other_bytes(selection)
-        scalars = SCALAR * max(0, self._slices - 2)
-        fixed = base.weights + self._inputs + scalars + slices * (1 + self._watched) + trained * (1 + base.state)
-        return fixed, trained
+        return base.weights + self._constant(slices) + slices + trained * (1 + base.state), trained
+
+    def _constant(self, slices: int) -> int:
+        """Bytes that a measured step does not have, or not all of them: the batch, losses, and what is watched."""
+        return self._inputs + SCALAR * max(0, self._slices - 2) + slices * self._watched
 
     def _base(self, depth: int) -> Base:
         if depth not in self._bases:
@@ -169,7 +217,8 @@ class StepBytes:
             room = self.budget - self._fixed(channels, selection, base)[0]
             further = min(self.micro_batch, math.floor(samples * room / max(1, base.varying)))
             if further <= samples:
-                return replace(base, varying=base.varying * self.micro_batch / samples)
+                varying = base.varying * self.micro_batch / samples
+                return replace(base, varying=varying, peak=math.ceil(base.peak - base.varying + varying))
             samples = further
 
     def _measured(self, channels: Channels, selection: Selection, samples: int) -> Base:
@@ -190,6 +239,7 @@ class StepBytes:
             weights=peak.weights - slices,
             state=peak.optimizer / max(1, slices + self._other_bytes(selection)),
             varying=peak.saved + peak.workspace,
+            peak=peak.total - peak.inputs + self._constant(slices),
             saved=self._saved(selection),
         )
 
@@ -211,17 +261,32 @@ class StepBytes:
         sliced = {f"{choice.layer}.weight" for choice in selection.choices if choice.channels is not None}
         return sum(self._request.model.get_parameter(name).nbytes for name in {*selection.parameters} - sliced)
 
-    def _scratch(self, name: str, count: int) -> int:
-        """Bytes that the backward pass of a layer takes for so many channels, on top of what it takes for one."""
-        cost, layer = self.pool.costs[name], self._layers[name]
+    def _scratch(self, name: str, count: int) -> tuple[int, int]:
+        """Bytes that the backward pass of a layer takes for so many channels, on top of what it takes for one.
+
+        In any case, and for each sample.
+        """
+        cost, layer, size = self.pool.costs[name], self._layers[name], self._weight(name).element_size()
         groups = getattr(self._request.model.get_submodule(name), "groups", 1)
         # in a grouped convolution the gradient is cut to the groups that the channels are in
         cut = layer.output_size * min(groups, count) // groups if groups > 1 else 0
-        scalars = COPIES * count * cost.weight + self.micro_batch * (count * cost.activation + cut)
-        return scalars * self._weight(name).element_size()
+        return COPIES * count * cost.weight * size, (count * cost.activation + cut) * size
 
     def _weight(self, name: str) -> Tensor:
         return self._request.model.get_parameter(f"{name}.weight")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How the gradients of all channels of a pool are taken within a budget.
+
+    Attributes:
+        micro_batch: samples in memory at once.
+        groups: sets of channels, each with a pass of its own.
+    """
+
+    micro_batch: int
+    groups: tuple[Channels, ...]
 
 
 @dataclass(frozen=True)
@@ -246,30 +311,68 @@ class ChannelBudget:
             order = fill_units(order, self.pool.spaces, self.units, fill=self.fill)
         return order if self.step is None else self._measured(order, self.step, self.fill)
 
-    def groups(self) -> list[Channels] | None:
-        """All channels of the pool in sets that the budget of bytes pays for; None if there is none."""
+    @cached_property
+    def passes(self) -> Passes | None:
+        """How to take the gradients of all channels of the pool within the bytes; None where there is no such budget.
+
+        Fewer samples at once make room for more channels, and change no gradient. So all channels are in one pass, with
+        as many samples at once as there is room for; in several only where a single sample is too much.
+        """
         if self.step is None:
             return None
+        step, rest = self.step, list(range(self.pool.size))
+        while not self._pays(step, self.pool.split(rest)) and step.micro_batch > 1:
+            step = step.of_fewer(-(-step.micro_batch // 2))
         found: list[Channels] = []
-        rest = list(range(self.pool.size))
         while rest:
-            taken = self._measured(torch.tensor(rest), self.step, "prefix").tolist() or rest[:1]
+            taken = self._measured(torch.tensor(rest), step, "prefix").tolist() or rest[:1]
             found.append(self.pool.split(taken))
             rest = rest[len(taken) :]
-        return found
+        return Passes(step.micro_batch, tuple(found))
+
+    def _pays(self, step: StepBytes, channels: Channels) -> bool:
+        return step.predict(channels) <= step.budget and step.measure(channels) <= step.budget
 
     def _measured(self, order: Tensor, step: StepBytes, fill: str) -> Tensor:
-        """The channels whose step is predicted, and then measured, to be within the bytes."""
+        """The channels whose measured step is within the bytes and takes nearly all that they leave.
+
+        Predictions are too high where a step peaks early in its forward pass, and may be too low. So what is taken by
+        them is measured, and the limit that they have to keep to is moved along the line between two measurements.
+        """
 
         def price(numbers: Sequence[int]) -> float:
-            return step.predict(self.pool.split(numbers))
+            return step.price(self.pool.split(numbers))
 
-        missed = 0
+        budget, head, best = step.budget, step.head, order[:0]
+        low: tuple[float, float] = (head, head)
+        high: tuple[float, float] | None = None
+        limit, trials = float(budget), 0
         while True:
-            taken = fill_while(order, self.pool.owners, price, step.budget - missed, fill=fill)
+            taken = fill_while(order, self.pool.owners, price, limit, fill=fill)
+            if not len(taken) and not trials and price(order[:1].tolist()) < math.inf:
+                taken = order[:1]
+            if len(taken) <= len(best):
+                return best
             channels = self.pool.split(taken.tolist())
-            measured = step.measure(channels) if channels else 0
-            if measured <= step.budget:
-                return taken
-            # by so much predictions are too low: what has just been tried is now predicted to be too much
-            missed = max(missed, measured - step.predict(channels))
+            point = step.predict(channels), step.measure(channels)
+            trials += 1
+            if point[1] <= budget:
+                best, low = taken, point
+            else:
+                high = point
+            full = len(best) == len(order) or low[1] >= head + FULL * (budget - head)
+            if full or (trials >= TRIALS and len(best)):
+                return best
+            limit = _between(low, high, budget) if high else _beyond(low, head, budget)
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], budget: float) -> float:
+    """The prediction for which a line through two draws, each predicted and measured, meets the budget."""
+    return low[0] + (budget - low[1]) * (high[0] - low[0]) / (high[1] - low[1])
+
+
+def _beyond(low: tuple[float, float], head: float, budget: float) -> float:
+    """The same for a line through the head alone and one draw, but not too far from these."""
+    farthest = low[0] + GROWTH * (low[0] - head)
+    rise = (low[1] - head) / (low[0] - head)
+    return min(farthest, head + (budget - head) / rise) if rise > 0 else farthest

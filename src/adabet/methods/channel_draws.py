@@ -13,8 +13,8 @@ from adabet.methods.units import ChannelCost
 FILLS = ("prefix", "skip_and_continue")
 """What happens at the first channel that does not fit: the draw ends, or goes on with the channels after it."""
 
-NEAR = 0.99
-"""Share of a budget of bytes at which a draw may end."""
+NEAR = 0.97
+"""Share of what a budget leaves for channels at which a draw may end."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def fill_while(
     """The channels, in the order of their draw, whose price together is within the budget.
 
     Asks for a few prices only, guided by those that it has seen: the draw ends when the next channel would not fit, or
-    when the price is within `NEAR` of the budget. With ``skip_and_continue``, channels of a layer that has one that
-    does not fit are not tried again.
+    when `NEAR` of what the budget leaves above the price of no channel is spent. With ``skip_and_continue``, channels
+    of a layer that has one that does not fit are not tried again.
 
     Args:
         order: channel numbers.
@@ -164,10 +164,11 @@ def fill_while(
     """
     taken: list[int] = []
     rest = order.tolist()
+    enough = budget - (1 - NEAR) * (budget - price([]))
     while rest:
-        count, paid = _longest(taken, rest, price, budget)
+        count, paid = _longest(taken, rest, price, budget, enough)
         taken += rest[:count]
-        if fill == "prefix" or count == len(rest) or paid >= NEAR * budget:
+        if fill == "prefix" or count == len(rest) or paid >= enough:
             break
         full = owners[rest[count]]
         rest = [number for number in rest[count + 1 :] if owners[number] != full]
@@ -185,7 +186,7 @@ def check_fill(fill: str) -> None:
 
 
 def _longest(
-    taken: list[int], rest: list[int], price: Callable[[Sequence[int]], float], budget: float
+    taken: list[int], rest: list[int], price: Callable[[Sequence[int]], float], budget: float, enough: float
 ) -> tuple[int, float]:
     """How many of the rest, from the front, the budget pays for beside what is taken, and the price of all that."""
     low, paid = 0, price(taken)
@@ -193,7 +194,7 @@ def _longest(
     if asked <= budget:
         return high, asked
     halve = False
-    while high - low > 1 and paid < NEAR * budget:
+    while high - low > 1 and paid < enough:
         share = 0.5 if halve or asked <= paid else (budget - paid) / (asked - paid)
         middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
         found = price([*taken, *rest[:middle]])

@@ -1,7 +1,7 @@
 """Methods that draw input channels from chosen layers, once or before every epoch, until a budget is met."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -130,12 +130,9 @@ class DrawnChannels(Dynamic):
         draw = self._variant.draw
         if draw == "uniform":
             return weighted_order(torch.ones(pool.size), generator)
+        request, groups = self._within(self._settled())
         norms = gradient_norms(
-            self._request,
-            pool,
-            self.selection,
-            groups=self._settled().groups(),
-            batches=self._options.gradient_batches,
+            request, pool, self.selection, groups=groups, batches=self._options.gradient_batches
         ).channels
         if draw == "by raw norm":
             return weighted_order(norms, generator)
@@ -204,17 +201,25 @@ class DrawnChannels(Dynamic):
     def _layer_values(self, pool: ChannelPool) -> Mapping[str, float]:
         if self._values is not None:
             return self._values
+        request, groups = self._within(ChannelBudget(pool, None, self._step_bytes(pool), "prefix"))
         found = importance(
-            self._request,
+            request,
             self._layers,
             pool,
             self.selection,
             epochs=self._options.preliminary,
-            groups=ChannelBudget(pool, None, self._step_bytes(pool), "prefix").groups(),
+            groups=groups,
             per_step=self._options.per_step_accumulate,
             batches=self._options.gradient_batches,
         )
         return found.values(self._variant.layers)
+
+    def _within(self, budget: ChannelBudget) -> tuple[Request, Sequence[Channels] | None]:
+        """The request, and sets of channels, with which gradients of all of them keep to the budget."""
+        passes = budget.passes
+        if passes is None:
+            return self._request, None
+        return replace(self._request, micro_batch=passes.micro_batch), passes.groups
 
     def _payable(self, pool: ChannelPool) -> ChannelPool:
         """The layers of which a single channel is within the units."""

@@ -73,7 +73,8 @@ def start_trady(
 
     Departs from the paper: without ``ranking``, layers are ranked on the target batches with only the head trained,
     where the paper fine-tunes on another task; it costs one gradient pass and no second data set. With ``memory`` that
-    pass is taken in as many rounds as the budget demands. The paper does not say which gradient is normed (here the
+    pass, and the head's training, take so few samples at once that all gradients fit; and several rounds where they do
+    not even with one. The paper does not say which gradient is normed (here the
     mean over a pass), what happens at a channel that does not fit, or whether norms train.
 
     Source: Quelennec et al., TraDy: Algorithm 1, equations 2 to 8, appendix D.

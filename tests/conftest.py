@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # workers share the cores; with threads of their own as well they wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # a busy machine is no failure
 settings.register_profile("adabet", deadline=None)
 settings.load_profile("adabet")

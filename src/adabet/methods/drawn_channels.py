@@ -9,12 +9,13 @@ from torch import Tensor
 
 from adabet.errors import OptionError, UnknownNameError
 from adabet.layers import Layers
-from adabet.methods.channel_budget import ChannelBudget, StepBytes
+from adabet.methods.channel_budget import ChannelBudget
 from adabet.methods.channel_draws import ChannelPool, check_fill, generator_for, weighted_order
 from adabet.methods.channel_gradients import Channels, gradient_norms, importance, sliceable
 from adabet.methods.dynamic import Dynamic, Moment, Turn
 from adabet.methods.layer_choice import Given, given_values, top_by_budget, top_by_share, top_count
 from adabet.methods.registry import Request
+from adabet.methods.step_bytes import StepBytes
 from adabet.methods.tensors import choose_tensors
 from adabet.methods.units import COSTED
 from adabet.selection import Selection

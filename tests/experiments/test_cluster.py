@@ -3,6 +3,7 @@
 import sys
 import threading
 
+import psutil
 import pytest
 
 from adabet.errors import MissingExtraError, OptionError
@@ -41,12 +42,21 @@ def same(found, expected):
         assert ours.outcome.layers == theirs.outcome.layers
 
 
+def lose(cluster, node) -> None:
+    """Let a node go as a machine does that loses its power: all processes at once."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in (raylet, *raylet.children(recursive=True)):
+        process.kill()
+    cluster.remove_node(node, allow_graceful=False)
+
+
 def test_gives_the_same_results_though_a_node_is_lost_in_the_middle(cluster, images, tmp_path):
     nodes = [cluster.add_node(num_cpus=1, memory=4 * 10**9, object_store_memory=STORE) for _ in range(2)]
-    # long enough that both nodes are at work when one is lost
-    grid = make_grid(methods=["random", "head"], data=[str(images)], learning_rates=[0.01], epochs=10)
+    # each takes some seconds, so that both nodes are at work half a second after the first of four is done
+    grid = make_grid(methods=["random", "head"], data=[str(images)], learning_rates=[0.01], epochs=25)
     pool = RayPool(cluster.address, threads=1, memory=10**9)
-    lost = threading.Timer(0.5, lambda: cluster.remove_node(nodes[0], allow_graceful=False))
+
+    lost = threading.Timer(0.5, lose, (cluster, nodes[0]))
     reports = []
 
     def progress(report):

@@ -222,7 +222,7 @@ class TestOddities:
                 return self.second(self.first(x).float())
 
         with pytest.warns(AdabetWarning, match="first"):
-            assert [layer.name for layer in find_layers(Net(), torch.zeros(2, 4))] == ["second"]
+            assert [layer.name for layer in find_layers(Net(), torch.zeros(2, 4), head=None)] == ["second"]
 
     def test_order_is_that_of_the_forward_pass(self):
         class Backwards(nn.Module):

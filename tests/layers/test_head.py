@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch import nn
 
 from adabet.errors import LayerError
@@ -47,6 +48,31 @@ def test_of_a_sequential_the_last_linear_layer():
         nn.Linear(3, 3), nn.ReLU(), nn.Sequential(nn.Dropout(), nn.Linear(3, 2)), nn.Softmax()
     )
     assert find_head(model) == ("classifier.2.1",)
+
+
+def test_where_none_is_named_the_last_part_is_one_if_it_is_linear():
+    """As most networks that people write themselves have it."""
+    model = nn.Module()
+    model.conv1, model.fc1, model.fc2, model.fc3 = nn.Conv2d(1, 4, 3), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+    model.dropout = nn.Dropout()
+    assert find_head(model) == ("fc3",)
+    assert find_head(nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()))) == ("1.0",)
+    assert find_head(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))) == ()
+    assert find_head(nn.Sequential(nn.Linear(3, 3), SmallNet())) == ()
+
+
+def test_what_is_last_by_its_place_alone_is_none_if_others_run_after_it():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.embed = nn.LayerNorm(3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.norm(self.embed(x))
+
+    assert find_layers(Encoder(), torch.zeros(1, 3)).head == ()
+    layers = find_layers(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 3))
+    assert [layer.name for layer in layers.head] == ["2"]
 
 
 def test_a_head_without_parameters_is_none():

@@ -159,6 +159,10 @@ def test_json_round_trip(resnet):
 def test_bad_input(resnet):
     with pytest.raises(DataError, match="empty"):
         plan(resnet, [], memory="80MB", method="last-k")
+    with pytest.raises(OptionError, match=r"'lisa' keeps to no budget.* take one that does .*trady"):
+        plan(resnet, batches(), memory="80MB", method="lisa")
+    with pytest.raises(OptionError, match="'trady' keeps to a budget by itself"):
+        plan(resnet, batches(), memory="80MB", method="trady")
     with pytest.raises(OptionError, match="layer_ratio"):
         plan(resnet, batches(), memory="80MB", layer_ratio=2)
     with pytest.raises(OptionError, match="channel_ratios"):

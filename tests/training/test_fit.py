@@ -437,7 +437,7 @@ def test_batches_of_unequal_keys():
 
 def test_nothing_to_train():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 4))
-    selection = select("full", model, [torch.zeros(2, 1, 6, 6)])
+    selection = select("full", model, [torch.zeros(2, 1, 6, 6)], head=None)
     selection = dataclasses.replace(selection, choices=())
     with pytest.raises(LayerError, match="the selection leaves nothing to train"):
         fit(model, make_loaders()[0], selection=selection)

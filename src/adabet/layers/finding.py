@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from adabet.errors import AdabetWarning, LayerError
 from adabet.layers.batches import Forward, forward_call
 from adabet.layers.families import CHANNELS_SECOND_CLASS
-from adabet.layers.head import find_head
+from adabet.layers.head import find_head, named_head
 from adabet.layers.layer import Layer, Layers
 from adabet.layers.macs import count_macs, features_of
 from adabet.layers.structure import Unit, divide
@@ -34,7 +34,7 @@ def find_layers(
     Args:
         model: any module; left as it was.
         batch: a batch as the model is fed, labels allowed; its first sample is used.
-        head: ``"auto"``, or the path (paths) of the classifier, or None for a model without one.
+        head: ``"auto"`` (see `find_head`), or the path (paths) of the classifier, or None for a model without one.
         blocks: patterns of module paths that are one layer each; None finds attention blocks by themselves.
         tie_norm: make each norm part of the layer that runs before it, instead of a layer of its own.
         forward: how to run the model on a batch.
@@ -67,6 +67,8 @@ def find_layers(
             AdabetWarning,
             stacklevel=2,
         )
+    if head == "auto" and not named_head(model) and reached and reached[-1].name not in heads:
+        heads = ()  # what looks like a classifier by its place is none if anything runs after it
     marked = [replace(layer, head=_inside(layer.name, heads)) for layer in reached if layer.name]
     if tie_norm:
         marked = _tie_norms(marked)

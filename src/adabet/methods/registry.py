@@ -228,7 +228,7 @@ def start(method: str, model: nn.Module, batches: Iterable[Any], **options: Any)
             )
     request = Request(model, batches, **{name: value for name, value in options.items() if name in shared})
     if request.memory is not None and not entry.budget:
-        raise OptionError(f"method {method!r} keeps to no budget by itself; leave memory out, or use adabet.plan")
+        raise no_budget(entry)
     own = {name: value for name, value in options.items() if name not in shared}
     if request.every is not None:
         if entry.kind != KINDS[Ranking] or request.every < 1:
@@ -238,6 +238,15 @@ def start(method: str, model: nn.Module, batches: Iterable[Any], **options: Any)
             )
         return Again(entry, request, own)
     return entry.start(request, **own)
+
+
+def no_budget(method: Method) -> OptionError:
+    """What to say where a method was given a memory budget that it cannot keep to."""
+    text = f"method {method.name!r} keeps to no budget by itself; leave memory out, or "
+    if method.kind == KINDS[Ranking]:
+        return OptionError(text + "use adabet.plan")
+    keeping = sorted(other.name for other in METHODS.values() if other.budget)
+    return OptionError(text + f"take one that does ({', '.join(keeping)}) or that ranks layers, as 'adabet' does")
 
 
 class Again(Dynamic):

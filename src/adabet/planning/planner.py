@@ -13,7 +13,7 @@ from adabet.memory import MemoryReport
 from adabet.memory.measure import OptimizerFactory
 from adabet.methods import rank
 from adabet.methods.elastic_profile import Profile, profile_backward
-from adabet.methods.registry import find_method
+from adabet.methods.registry import KINDS, find_method, no_budget
 from adabet.planning.activations import stock_bytes
 from adabet.planning.options import CHANNEL_RATIOS
 from adabet.planning.plan import Plan
@@ -65,7 +65,7 @@ def plan(
         model: any module; left as it was.
         batches: labelled batches as in training; the first one is tried, and the method looks at them.
         memory: the budget: bytes, or text such as ``"200MB"``.
-        method: who scores the layers.
+        method: who scores the layers; one that ranks them.
         layer_ratio: share of the layers that may train at most.
         channel_ratios: shares of its channels that a convolution or linear layer may train where it does not fit whole:
             the best by their scores if the method ranks channels, else spread evenly. None for whole layers alone.
@@ -87,7 +87,7 @@ def plan(
     Raises:
         BudgetError: if not even the head fits with one sample (or ``micro_batch``) at a time; names the smallest budget
             that works.
-        OptionError: if the budget is no size, or a ratio is outside its range.
+        OptionError: if the budget is no size, the method does not rank layers, or a ratio is outside its range.
         DataError: if there is no batch.
 
     Examples:
@@ -99,6 +99,10 @@ def plan(
         (True, 2)
     """
     budget = parse_size(memory)
+    if find_method(method).budget:
+        raise OptionError(f"method {method!r} keeps to a budget by itself: give memory to adabet.fit or adabet.select")
+    if find_method(method).kind != KINDS[Ranking]:
+        raise no_budget(find_method(method))
     if options.get("channels"):
         options["axis"] = axis
     if micro_batch is not None and micro_batch < 1:

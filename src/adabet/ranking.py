@@ -124,7 +124,7 @@ class Ranking:
         choices += [Choice.of(layer) for layer in self.head]
         if not choices:
             raise SelectionError(
-                f"{self.method!r} selects nothing: the model has no head to train; give the classifier's path as head=, "
+                f"{self.method!r} selects nothing: the model has no head to train; give the classifier's path as head= "
                 "or choose another method"
             )
         return Selection(

@@ -14,11 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import adabet
-from adabet.errors import ActivationError, DataError, LayerError, OptionError
+from adabet.errors import ActivationError, BudgetError, DataError, LayerError, OptionError
+from adabet.memory import measure_memory
 from adabet.methods import start
 from adabet.methods.velocity import Velocity, similarity
 from tests.cases.models import state_of
-from tests.methods.drawing import CrashAt, channels_of, convolutions, labelled, moment, tokens
+from tests.methods.drawing import CrashAt, channels_of, convolutions, early_peak, labelled, moment, tokens
 from tests.training.nets import make_data, make_loaders, make_net, same, weights_of
 from tests.training.test_resume import Crash, without_seconds
 
@@ -196,6 +197,33 @@ class TestBudget:
         assert channels_of(affine) == channels_of(frozen)
 
 
+class TestBytes:
+    @pytest.mark.parametrize("fill", ["prefix", "skip_and_continue"])
+    @pytest.mark.parametrize(("room", "parameters"), [(20_000, None), (60_000, None), (60_000, 300)])
+    def test_no_measured_step_exceeds_them_with_what_is_remembered(self, fill, room, parameters):
+        model, batches = early_peak(), labelled(3, 32, 32, samples=8)
+        head = adabet.select("head", model, batches, head="11")
+        neurons, places = 4 * 32, 16
+        remembered = neurons * (8 + 8 + 4 * places * 8) + 8 * batches[0][0][0].nbytes
+        budget = measure_memory(model, batches[0], head, inference=False).training.total + remembered + room
+        options = {"samples": 8, "head": "11", "val_batches": None, "fill": fill, "parameters": parameters}
+        method = velocity(model, batches, memory=budget, **options)
+        for epoch in (1, 2, 3):
+            turn = method.turn(moment(epoch))
+            used = measure_memory(model, batches[0], turn.selection, inference=False).training.total + remembered
+            assert used <= budget
+            assert parameters is not None or used > budget - room // 3
+            assert 0 < parameters_of(model, neurons_of(turn)) <= (parameters or 10**9)
+            shaken(model, epoch)
+
+    def test_too_few_name_how_many_are_enough(self):
+        model, batches = convolutions(), labelled(3, 32, 32, samples=8)
+        with pytest.raises(BudgetError, match=r"200 kB is too little: .* one output channel of '12'") as caught:
+            velocity(model, batches, memory=200_000, samples=2).turn(moment(1))
+        enough = adabet.sizes.parse_size(str(caught.value).partition("may take ")[2].partition(" with")[0])
+        assert neurons_of(velocity(model, batches, memory=enough, samples=2).turn(moment(1)))
+
+
 class TestSamples:
     def test_so_many_values_of_a_neuron_are_remembered_at_the_same_places(self):
         model, images = convolutions(), IMAGES[0][0][:4]
@@ -262,7 +290,7 @@ def _column(whole, column):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"give parameters=.* got None"),
+        ({}, r"give parameters=.* or memory="),
         ({"parameters": 0}, "got 0"),
         ({"parameters": 100.5}, "got 100.5"),
         ({"parameters": float("nan")}, "got nan"),
@@ -271,7 +299,6 @@ def _column(whole, column):
         ({"parameters": 100, "values": 0}, "samples and values"),
         ({"parameters": 100, "fill": "all"}, "fill"),
         ({"parameters": 100, "train_bn": "eval"}, "train_bn"),
-        ({"parameters": 100, "memory": 10**9}, "keeps to no budget by itself"),
     ],
 )
 def test_options_that_make_no_sense(options, message):

@@ -14,7 +14,7 @@ from adabet.memory.bytes_by_layer import saved_bytes
 from adabet.methods.channel_draws import ChannelPool
 from adabet.methods.channel_gradients import Channels, Choose
 from adabet.methods.registry import Request
-from adabet.selection import Selection
+from adabet.selection import Axis, Selection
 from adabet.sizes import format_size
 
 COPIES = 3
@@ -87,15 +87,25 @@ class StepBytes:
         layers: the model's.
         pool: the layers that channels are drawn from.
         choose: makes selections of channels.
+        axis: whether these are input or output channels.
         watched: copies of the slices' gradients that the method itself keeps.
+        reserved: bytes of the budget for whatever else it keeps.
     """
 
     def __init__(
-        self, request: Request, layers: Iterable[Layer], pool: ChannelPool, choose: Choose, *, watched: int = 0
+        self,
+        request: Request,
+        layers: Iterable[Layer],
+        pool: ChannelPool,
+        choose: Choose,
+        *,
+        axis: Axis = "in",
+        watched: int = 0,
+        reserved: int = 0,
     ) -> None:
-        self._request, self._choose, self._watched = request, choose, watched
+        self._request, self._choose, self._axis, self._watched = request, choose, axis, watched
         self._layers = {layer.name: layer for layer in layers}
-        self.pool, self.budget = pool, request.memory or 0
+        self.pool, self.budget, self._reserved = pool, (request.memory or 0) - reserved, reserved
         self._batch = next(iter(request.batches), None)
         if self._batch is None:
             raise DataError("expected batches to look at, the loader is empty")
@@ -108,7 +118,9 @@ class StepBytes:
     def of_fewer(self, micro_batch: int) -> "StepBytes":
         """The same with fewer samples in memory at once, for gradients that nobody watches."""
         request = replace(self._request, micro_batch=micro_batch)
-        return StepBytes(request, self._layers.values(), self.pool, self._choose)
+        return StepBytes(
+            request, self._layers.values(), self.pool, self._choose, axis=self._axis, reserved=self._reserved
+        )
 
     def predict(self, channels: Channels) -> int:
         """Bytes that a step with these channels takes at most."""
@@ -148,9 +160,10 @@ class StepBytes:
             middle = (low + high) // 2
             low, high = (low, middle) if self._base(middle).peak <= self.budget else (middle + 1, high)
         if low == len(names):
+            least = 1.01 * self._base(low - 1).peak + self._reserved
             raise BudgetError(
-                f"{format_size(self.budget)} is too little: a step that trains one input channel of {names[-1]!r} "
-                f"may take {format_size(1.01 * self._base(low - 1).peak)} with a micro-batch of {self.micro_batch}; "
+                f"{format_size(self.budget + self._reserved)} is too little: a step that trains one {self._axis}put "
+                f"channel of {names[-1]!r} may take {format_size(least)} with a micro-batch of {self.micro_batch}; "
                 "give at least that, or a smaller micro_batch"
             )
         return self.pool.only(names[low:])
@@ -247,7 +260,8 @@ class StepBytes:
 
     def _other_bytes(self, selection: Selection) -> int:
         """Of the head, and of norms that train."""
-        sliced = {f"{choice.layer}.weight" for choice in selection.choices if choice.channels is not None}
+        chosen = (choice for choice in selection.choices if choice.channels is not None)
+        sliced = {name for choice in chosen for name in choice.parameters if name.startswith(f"{choice.layer}.")}
         return sum(self._request.model.get_parameter(name).nbytes for name in {*selection.parameters} - sliced)
 
     def _scratch(self, name: str, count: int) -> tuple[int, int]:
@@ -259,7 +273,8 @@ class StepBytes:
         groups = getattr(self._request.model.get_submodule(name), "groups", 1)
         # in a grouped convolution the gradient is cut to the groups that the channels are in
         cut = layer.output_size * min(groups, count) // groups if groups > 1 else 0
-        return COPIES * count * cost.weight * size, (count * cost.activation + cut) * size
+        places = cost.activation if self._axis == "in" else layer.output_size // cost.channels
+        return COPIES * count * cost.weight * size, (count * places + cut) * size
 
     def _weight(self, name: str) -> Tensor:
         return self._request.model.get_parameter(f"{name}.weight")

@@ -12,18 +12,23 @@ from adabet.errors import ActivationError, DataError, LayerError, OptionError
 from adabet.layers import Layer, inputs_of, join_samples, sample_count, take_samples
 from adabet.layers.batches import tensors_of
 from adabet.layers.observe import observing
-from adabet.methods.channel_draws import ChannelPool, check_fill, fill_units, generator_for, weighted_order
+from adabet.methods.channel_budget import ChannelBudget
+from adabet.methods.channel_draws import ChannelPool, check_fill, generator_for, weighted_order
+from adabet.methods.channel_gradients import Channels
 from adabet.methods.drawn_channels import TRAIN_BN, norms_of
 from adabet.methods.dynamic import Dynamic, Moment, Turn
 from adabet.methods.registry import Request, register
+from adabet.methods.step_bytes import StepBytes
 from adabet.methods.tensors import choose_tensors
 from adabet.methods.units import ChannelCost
+from adabet.selection import Selection
 
 
 @register(
     "velocity",
-    needs="forward passes over a few held-out samples before every epoch",
+    needs="forward passes over a few held-out samples before every epoch; labels if there is a budget of bytes",
     source="Quelennec et al., WACV 2024, after Bragagnolo et al., NEq",
+    budget=True,
 )
 def start_velocity(
     request: Request,
@@ -48,9 +53,12 @@ def start_velocity(
 
     Args:
         request: model and batches; of ``val_batches`` the first samples are looked at, which have to come in the same
-            order every time, else samples of the training batches are kept.
-        parameters: the budget: a number of parameters, or if 1 or less their share of those of all neurons. Where TraDy
-            is compared with it, it gets the weights alone of the scheme that the memory units come from.
+            order every time, else samples of the training batches are kept. Its ``memory`` is a budget of bytes for
+            the measured peak of a training step in the lean mode, everything counted, also what is remembered; early
+            layers that it does not pay for are left out.
+        parameters: the paper's budget: a number of parameters, or if 1 or less their share of those of all neurons;
+            it may be left out where there is ``memory``. Where TraDy is compared with it, it gets the weights alone of
+            the scheme that the memory units come from.
         mu: how much of the last velocity is taken away.
         samples: how many to look at.
         values: numbers of a neuron's output that are compared, at places drawn once, evenly over the samples; None
@@ -61,6 +69,7 @@ def start_velocity(
 
     Raises:
         OptionError: if there is no budget, or an option makes no sense.
+        BudgetError: if the bytes don't pay for a single neuron.
         LayerError: if the model has no neurons beside its head.
         DataError: if there is no batch, or the held-out samples are others than in the epoch before.
 
@@ -71,11 +80,13 @@ def start_velocity(
     Source: Quelennec et al., Towards On-device Learning on the Edge: Ways to Select Neurons to Update under a Budget
     Constraint, WACV 2024.
     """
-    if parameters is None or not parameters > 0 or (parameters > 1 and parameters != int(parameters)):
+    if parameters is None and request.memory is None:
         raise OptionError(
-            "method 'velocity' trains neurons until a budget is met: give parameters=, a number of parameters such as "
-            f"192311, or a share of them up to 1; got {parameters}"
+            "method 'velocity' trains neurons until a budget is met: give parameters= (a number of parameters such as "
+            "192311, or a share of them up to 1) or memory= (bytes of a training step, such as 200_000_000), or both"
         )
+    if parameters is not None and (not parameters > 0 or (parameters > 1 and parameters != int(parameters))):
+        raise OptionError(f"expected parameters, a number of them or a share up to 1, got {parameters}")
     if samples < 1 or (values is not None and values < 1):
         raise OptionError(f"expected samples and values of at least 1, got {samples} and {values}")
     if not 0 <= mu <= 1:
@@ -92,7 +103,7 @@ class Velocity(Dynamic):
     def __init__(
         self,
         request: Request,
-        parameters: float,
+        parameters: float | None,
         mu: float,
         samples: int,
         values: int | None,
@@ -106,13 +117,8 @@ class Velocity(Dynamic):
         self.pool = ChannelPool({name: _cost(request.model, layer) for name, layer in self._neurons.items()})
         if not self.pool.names:
             raise LayerError("expected convolutions or linear layers beside the head, the model has none")
-        total = int(self.pool.spaces.sum())
-        self.budget = int(parameters * total) if parameters <= 1 else int(parameters)
-        least = int(self.pool.spaces.min())
-        if self.budget < least:
-            raise OptionError(
-                f"expected parameters that pay for at least one neuron, {least} of {total}; got {parameters}"
-            )
+        self.budget = self._parameters(1.0 if parameters is None else parameters)
+        self._bytes: StepBytes | None = None
         self._outputs: dict[str, Tensor] = {}
         self._phi = torch.ones(self.pool.size, dtype=torch.float64)
         self.velocity = torch.zeros(self.pool.size, dtype=torch.float64)
@@ -134,24 +140,56 @@ class Velocity(Dynamic):
         else:
             order = weighted_order(torch.ones(self.pool.size), generator_for(self._request.seed, moment.epoch))
         self._outputs = outputs
+        step = self._step_bytes()
         # neurons that alone are above the budget would end the draw
         order = order[self.pool.spaces[order] <= self.budget]
-        chosen = self.pool.split(fill_units(order, self.pool.spaces, self.budget, fill=self._fill).tolist())
-        names = {name for layer in chosen for name in _own(self._neurons[layer])}
-        if self._train_bn == "affine":
-            names |= norms_of(self._layers)
-        selection = choose_tensors(
-            self._request,
-            self._layers,
-            names,
-            method="velocity",
-            channels=chosen,
-            axis="out",
-            options={"parameters": self.budget, "mu": self._mu, "train_bn": self._train_bn, "seed": self._request.seed},
-        )
+        if step is not None:
+            paid = step.affordable().costs
+            order = order[torch.tensor([name in paid for name in self.pool.names])[self.pool.owners[order]]]
+        chosen = self.pool.split(ChannelBudget(self.pool, self.budget, step, self._fill).take(order).tolist())
         spent = sum(len(part) * self.pool.costs[name].weight for name, part in chosen.items())
         count = sum(map(len, chosen.values()))
-        return Turn(selection, note=f"{count} of {self.pool.size} neurons with {spent} parameters")
+        note = f"{count} of {self.pool.size} neurons with {spent} parameters"
+        return Turn(self.selection(chosen), note=note)
+
+    def selection(self, neurons: Channels) -> Selection:
+        """Neurons by layer as a selection, with the norms if these train."""
+        names = {name for layer in neurons for name in _own(self._neurons[layer])}
+        if self._train_bn == "affine":
+            names |= norms_of(self._layers)
+        options = {
+            "parameters": self.budget,
+            "memory": self._request.memory,
+            "mu": self._mu,
+            "train_bn": self._train_bn,
+            "seed": self._request.seed,
+        }
+        return choose_tensors(
+            self._request, self._layers, names, method="velocity", channels=neurons, axis="out", options=options
+        )
+
+    def _parameters(self, budget: float) -> int:
+        """The budget as a number of parameters.
+
+        Raises:
+            OptionError: if it does not pay for a single neuron.
+        """
+        total, least = int(self.pool.spaces.sum()), int(self.pool.spaces.min())
+        count = int(budget * total) if budget <= 1 else int(budget)
+        if count < least:
+            raise OptionError(f"expected parameters that pay for at least one neuron, {least} of {total}; got {budget}")
+        return count
+
+    def _step_bytes(self) -> StepBytes | None:
+        """What steps take of the bytes that are left beside what is remembered; None where there is no such budget."""
+        request = self._request
+        if request.memory is None:
+            return None
+        if self._bytes is None:
+            remembered = [self._phi, self.velocity, *self._outputs.values(), *tensors_of(self._inputs)]
+            reserved = sum(tensor.nbytes for tensor in remembered)
+            self._bytes = StepBytes(request, self._layers, self.pool, self.selection, axis="out", reserved=reserved)
+        return self._bytes
 
     def state_dict(self) -> dict[str, Any]:
         """Velocities, similarities, what is remembered of the outputs, and the samples if they are not held out."""

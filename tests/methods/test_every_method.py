@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "medyate": {"units": 300},
     "sparse-update": {"samples": 12, "ratios": (0.5, 1.0), "last": 3, "measure": "loss"},
     "trady": {"units": 300},
-    "velocity": {"parameters": 0.4, "samples": 8},
+    "velocity": {"parameters": 0.4, "samples": 8, "values": 8},
 }
 """By the name of the method; without a line it trains by its defaults."""
 

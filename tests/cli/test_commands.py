@@ -228,6 +228,17 @@ def test_wrong_input_is_one_line_and_exit_code_two(images, arguments, message):
     assert message in line
 
 
+def test_a_run_that_cannot_start_leaves_no_folder(images, tmp_path):
+    result = run("tune", "demo", images, "--method", "lisa", "--memory", "1MB", "--run-dir", tmp_path / "run")
+    assert result.exit_code == WRONG_INPUT
+    assert "method 'lisa' keeps to no budget by itself" in result.stderr
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    run("tune", "demo", images, "--method", "lisa", "--memory", "1MB", "--run-dir", tmp_path / "notes")
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
+
+
 @pytest.mark.parametrize(
     "arguments", [("rank",), ("rank", "demo"), ("nothing",), ("rank", "demo", "x", "--layer-ratio", "few")]
 )

@@ -9,6 +9,7 @@ import typer
 
 from adabet.cli import setup
 from adabet.cli.show import bar, err, out
+from adabet.errors import AdabetError
 from adabet.sizes import format_size
 
 EXAMPLE = (
@@ -73,7 +74,7 @@ def command(
     from adabet.models import new_head
     from adabet.planning import Plan, plan
     from adabet.ranking import Ranking
-    from adabet.report.task import Task, keep_task
+    from adabet.report.task import Task, drop_task, keep_task
     from adabet.selection import Selection
     from adabet.sizes import parse_size
     from adabet.training import TerminalProgress, evaluate, fit
@@ -189,6 +190,9 @@ def command(
             tracker=tracker,
             **unchosen,
         )
+    except AdabetError:
+        drop_task(folder)
+        raise
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"stopped; the last whole epoch is in {folder}, go on with --resume") from stop
     # one at a time where only the run knows what fits

@@ -1,6 +1,7 @@
 """What the command line was asked to adapt, and to what: kept with a run, so that its delta can be used later."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,13 @@ def keep_task(folder: Path, task: Task, ranking: Ranking | None) -> None:
         (folder / RANKING).unlink(missing_ok=True)
     else:
         write_text(folder / RANKING, ranking.to_json() + "\n")
+
+
+def drop_task(folder: Path) -> None:
+    """Take back what `keep_task` wrote, and the folder if it is then empty, unless a run has started there since."""
+    if any(file.exists() for file in RunFolder(folder).files):
+        return
+    for name in (TASK, RANKING):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody keeps something else there
+        folder.rmdir()

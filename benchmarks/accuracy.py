@@ -31,10 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import ttest_rel
 
 import adabet
 from adabet.cli.setup import model_arguments
 from adabet.data import DataSplits, load_data, transforms
+from adabet.experiments.statistics import holm
 from adabet.memory.high_water import RESIDENT
 from adabet.methods import find_method
 from adabet.models import LoadedModel, load_model, new_head
@@ -121,6 +123,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--option", action="append", default=[], metavar="METHOD:NAME=VALUE")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--reference", choices=list(CONTENDERS), default="random", help="whom the others are paired with"
+    )
     parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))
     parser.add_argument("--select-only", metavar="METHOD", help="only say what choosing takes at its peak, in bytes")
     return parser.parse_args()
@@ -193,6 +198,7 @@ class Comparison:
                 record = json.loads(line)
                 self.done[record["name"], record["lr"], record["seed"]] = record
         self.memory = self.budget()
+        self.tests: dict[str, list[float]] = {}
 
     def model(self, seed: int) -> torch.nn.Module:
         torch.manual_seed(seed)
@@ -329,7 +335,7 @@ class Comparison:
         start = min(range(len(rates)), key=lambda index: abs(math.log(rates[index] / self.contenders[name].lr)))
         best = climb(rates, start, lambda lr: self.cell(name, lr, seeds[0])["val"])
         records = [self.cell(name, best, seed) for seed in seeds]
-        tests = [record["test"] for record in records]
+        self.tests[name] = tests = [record["test"] for record in records]
 
         def middle(key: str) -> float:
             return statistics.median(record.get(key, 0) for record in records)
@@ -345,6 +351,19 @@ class Comparison:
             f"{middle('select_seconds'):.1f} s",
             f"{1000 * middle('step_seconds'):.0f} ms",
         )
+
+    def pairs(self) -> str:
+        """Each method's accuracy minus the reference's by seed: mean, 95 % interval, p corrected by Holm."""
+        reference = self.tests[self.options.reference]
+        others = [name for name in self.tests if name != self.options.reference]
+        results = [ttest_rel(self.tests[name], reference) for name in others]
+        corrected = holm([1.0 if math.isnan(result.pvalue) else float(result.pvalue) for result in results])
+        rows = []
+        for name, result, p in zip(others, results, corrected, strict=True):
+            interval = result.confidence_interval(0.95)
+            mean = statistics.mean(self.tests[name]) - statistics.mean(reference)
+            rows.append((name, f"{mean:+.3f}", f"{interval.low:+.3f} to {interval.high:+.3f}", f"{p:.3f}"))
+        return table((f"minus {self.options.reference}", "mean", "95 %", "p (Holm)"), rows)
 
 
 def climb(rates: list[float], place: int, score: Callable[[float], Any]) -> float:
@@ -373,6 +392,8 @@ def main() -> None:
             print(f"{name}: {error}", flush=True)
     headings = ("method", "lr", "test", "std", "trains", "selection peak", "training peak", "selection", "step")
     print(table(headings, rows))
+    if len(options.seeds) > 1 and {options.reference} < comparison.tests.keys():
+        print(f"\n{comparison.pairs()}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adabet.errors import ActivationError, DataError, LayerError, OptionError
 from adabet.layers import Layer, inputs_of, join_samples, sample_count, take_samples
-from adabet.layers.batches import tensors_of
+from adabet.layers.batches import device_of, tensors_of
 from adabet.layers.observe import observing
 from adabet.methods.channel_budget import ChannelBudget
 from adabet.methods.channel_draws import ChannelPool, check_fill, generator_for, weighted_order
@@ -187,7 +187,8 @@ class Velocity(Dynamic):
             return None
         if self._bytes is None:
             remembered = [self._phi, self.velocity, *self._outputs.values(), *tensors_of(self._inputs)]
-            reserved = sum(tensor.nbytes for tensor in remembered)
+            device = device_of(request.model).type  # on a GPU what is remembered lies elsewhere
+            reserved = sum(tensor.nbytes for tensor in remembered if tensor.device.type == device)
             self._bytes = StepBytes(request, self._layers, self.pool, self.selection, axis="out", reserved=reserved)
         return self._bytes
 
